@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tuple that every network of this package returns and every loss and anomaly map reads."""
+
+# No postponed annotations here: TorchScript reads the field types of a NamedTuple at class creation.
+from typing import List, NamedTuple, Optional  # noqa: UP035
+
+from torch import Tensor
+
+__all__ = ["FeaturePairs"]
+
+
+class FeaturePairs(NamedTuple):
+    """Feature maps to be compared, one entry per scale, finest scale first.
+
+    Args:
+        targets: teacher maps, each (B, C_l, H_l, W_l), without gradient.
+        predictions: student maps of the same shapes.
+        weights: optional weight of each scale per image, (B, scales), non-negative, each row summing to 1.
+        negatives: optional teacher maps of a corrupted image, which the predictions shall stay away from.
+    """
+
+    targets: List[Tensor]  # noqa: UP006
+    predictions: List[Tensor]  # noqa: UP006
+    weights: Optional[Tensor] = None  # noqa: UP045
+    negatives: Optional[List[Tensor]] = None  # noqa: UP006, UP045

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Small helpers that every layer may use; standard library only."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+__all__ = ["atomic_path"]
+
+
+@contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary name beside ``path``; rename it to ``path`` when the block ends well.
+
+    Readers therefore see the old file, or none, or the complete new one. The temporary name keeps every suffix of
+    ``path`` (``.nii.gz``, ``.png``), because writers choose their format by it, and lies in the same folder, because
+    a rename is atomic only inside one file system.
+
+    Args:
+        path: file to write, or folder to make. Missing parent folders are made. An existing file is replaced; a
+            folder replaces only an empty one.
+
+    Yields:
+        The name to write to. Nothing of that name exists yet.
+
+    Raises:
+        FileNotFoundError: the block ended without error and wrote nothing to the yielded name.
+        OSError: the folder cannot be made or written to. Whatever the block raises comes through unchanged; in every
+            case of an error the temporary file is removed and ``path`` is as it was before.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # A private folder rather than a private file: the writer creates the file itself, so that it gets the usual
+    # permissions (mkstemp would leave 0600) and side files of a writer are cleaned up with it.
+    folder = Path(tempfile.mkdtemp(prefix=".writing-", dir=target.parent))
+    temporary = folder / target.name
+    try:
+        yield temporary
+        if not temporary.exists():
+            raise FileNotFoundError(f"nothing was written for {target}: the writer left {temporary.name} out")
+        os.replace(temporary, target)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
