@@ -1,0 +1,9 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Losses: callables ``loss(pairs, labels=None) -> scalar`` on feature pairs."""
+
+from __future__ import annotations
+
+from .contrastive import ScaleContrastiveLoss
+from .distillation import CosineDistillationLoss, cosine_distance
+
+__all__ = ["CosineDistillationLoss", "ScaleContrastiveLoss", "cosine_distance"]

@@ -1,0 +1,9 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One file per method."""
+
+from __future__ import annotations
+
+from .rd4ad import RD4AD
+from .scrd import SCRD
+
+__all__ = ["RD4AD", "SCRD"]
