@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import tempfile
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import TracebackType
 
-__all__ = ["atomic_path"]
+__all__ = ["atomic_path", "show_root_cause"]
 
 
 @contextmanager
@@ -46,3 +49,21 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.replace(temporary, target)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def show_root_cause() -> None:
+    """End the message of an uncaught exception with the error that started it.
+
+    MONAI wraps an error once per layer that it passes through (config expression, transform, data set), so that the
+    last line of a long traceback names a layer. After this call the line that says what is wrong comes last.
+    """
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        traceback.print_exception(kind, error, trace)
+        root = error
+        while (earlier := root.__cause__ or root.__context__) is not None:
+            root = earlier
+        if root is not error:
+            print(f"\nError: {root}", file=sys.stderr)
+
+    sys.excepthook = hook

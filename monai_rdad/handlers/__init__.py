@@ -1,0 +1,12 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ignite handlers for MONAI's trainers and evaluators."""
+
+from __future__ import annotations
+
+from monai_rdad.handlers.anomaly_metrics import AnomalyMetrics
+from monai_rdad.handlers.checkpoint import ResumableCheckpoint
+from monai_rdad.handlers.mlflow import AnomalyMLFlow
+from monai_rdad.handlers.progress import Progress
+from monai_rdad.handlers.trained import LoadTrained, load_settings
+
+__all__ = ["AnomalyMLFlow", "AnomalyMetrics", "LoadTrained", "Progress", "ResumableCheckpoint", "load_settings"]

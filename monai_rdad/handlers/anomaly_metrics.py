@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Evaluation of anomaly maps inside MONAI's evaluator."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from ignite.engine import Engine, Events
+from monai.utils.type_conversion import convert_to_tensor
+from numpy.typing import NDArray
+
+from monai_rdad.metrics import (
+    PixelAccumulator,
+    bootstrap_image_metrics,
+    bootstrap_pixel_metrics,
+    group_strata,
+    image_metrics,
+)
+from monai_rdad.utils import atomic_path
+
+__all__ = ["AnomalyMetrics", "ImageScore"]
+
+
+class ImageScore(NamedTuple):
+    """One row of scores.csv: the image's name and group, its label (0 normal, 1 abnormal) and its score."""
+
+    name: str
+    group: str
+    label: int
+    score: float
+
+
+class _Sample(NamedTuple):
+    row: ImageScore
+    anomaly_map: NDArray[np.float32]
+    mask: NDArray[np.uint8] | None
+
+
+def _largest(maps: torch.Tensor) -> torch.Tensor:
+    return maps.flatten(1).amax(1)
+
+
+class AnomalyMetrics:
+    """Image and pixel metrics of a `SupervisedEvaluator(..., decollate=False)`, with n and 95 % intervals.
+
+    Each iteration takes `engine.state.output["pred"]`, float (B, 1, H, W) or (B, 1, H, W, D), and from
+    `engine.state.batch` "label" (0 or 1) and, where present, "mask" (0 normal, 1 abnormal, 255 unknown), "group" and
+    "name". When the epoch is complete `engine.state.metrics` holds floats:
+
+    - `image_auroc`, `image_ap`, `oracle_f1`, `oracle_accuracy`, `sensitivity_at_95_specificity`;
+    - if any mask has shown both kinds of pixel: `pixel_auroc`, `pixel_ap`, `aupro_0.3`, `oracle_dice`;
+    - for each of them, with `bootstrap` > 0, `<name>_ci_low` and `<name>_ci_high`;
+    - `n_images`, `n_abnormal` (images), `n_groups`; for pixels `n_pixel_images` (with known pixels) and `n_regions`.
+
+    Under torch.distributed every rank ends with the figures of all ranks. The images with which a `DistributedSampler`
+    pads the last batches are told by their names and count once.
+
+    It can be given as a handler or as `key_val_metric={"image_auroc": AnomalyMetrics()}`. Among handlers it comes
+    before those that read the metrics.
+
+    Args:
+        reduction: from maps (B, 1, ...) to one score per image; default is each map's maximum.
+        bootstrap: number of resamples; 0 for no intervals.
+        pixel: whether to evaluate masks.
+        seed: seed of the resamples.
+        output_dir: folder for metrics.json and scores.csv, written when the epoch is complete, by rank 0 only.
+
+    Attributes:
+        scores: after the epoch one row per image, sorted by name.
+    """
+
+    def __init__(
+        self,
+        reduction: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        bootstrap: int = 1000,
+        pixel: bool = True,
+        seed: int = 0,
+        output_dir: str | os.PathLike[str] | None = None,
+    ) -> None:
+        self.reduction = reduction or _largest
+        self.bootstrap = bootstrap
+        self.pixel = pixel
+        self.seed = seed
+        self.output_dir = output_dir
+        self.scores: list[ImageScore] = []
+        self._metrics: dict[str, float] = {}
+        self._reset()
+
+    def attach(self, engine: Engine, name: str | None = None) -> None:
+        """Attach to an evaluator; `name` is what MONAI passes to a key metric and changes nothing."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self._reset)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._update)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._complete)
+
+    def write(self, output_dir: str | os.PathLike[str]) -> None:
+        """Write metrics.json (figures that do not exist are null) and scores.csv (name, group, label, score)."""
+        figures = {k: v if math.isfinite(v) else None for k, v in self._metrics.items()}
+        with atomic_path(os.path.join(output_dir, "metrics.json")) as path:
+            path.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+        with (
+            atomic_path(os.path.join(output_dir, "scores.csv")) as path,
+            open(path, "w", newline="", encoding="utf-8") as file,
+        ):
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(ImageScore._fields)
+            writer.writerows(self.scores)
+
+    def _reset(self) -> None:
+        self._rows: list[ImageScore] = []
+        self._names: set[str] = set()
+        self._pixels = PixelAccumulator(by_group=self.bootstrap > 0)
+        # The last batch waits here: only it can hold the image that pads this rank's share of a DistributedSampler.
+        self._pending: list[_Sample] = []
+
+    def _update(self, engine: Engine) -> None:
+        batch, output = engine.state.batch, engine.state.output
+        if not isinstance(batch, dict) or not isinstance(output, dict):
+            raise ValueError("AnomalyMetrics reads whole batches: give the evaluator decollate=False.")
+        self._commit()
+        maps = convert_to_tensor(output["pred"], dtype=torch.float32, track_meta=False)
+        scores = self.reduction(maps).reshape(-1).tolist()
+        if len(scores) != len(maps):
+            raise ValueError(f"The reduction made {len(scores)} scores of {len(maps)} maps; it has to make one each.")
+        labels = _column(batch, "label", len(maps))
+        if labels is None:
+            raise ValueError('The batch has no "label" (0 normal, 1 abnormal): image metrics need one per image.')
+        # Without names no duplicate can be told; these only have to differ, over ranks too.
+        names = _column(batch, "name", len(maps)) or [
+            f"rank{_rank()}_{len(self._names) + i:06d}" for i in range(len(maps))
+        ]
+        groups = _column(batch, "group", len(maps)) or names
+        arrays = maps[:, 0].cpu().numpy()
+        masks: Sequence[Any] = [None] * len(maps)
+        if self.pixel and "mask" in batch:
+            masks = convert_to_tensor(batch["mask"], track_meta=False)[:, 0].cpu().numpy()
+        for name, group, label, score, array, mask in zip(names, groups, labels, scores, arrays, masks, strict=True):
+            if not math.isfinite(score):
+                raise ValueError(f"The score of {name!r} is {score}: its anomaly map or the reduction is broken.")
+            if label not in (0, 1):
+                raise ValueError(f"The label of {name!r} is {label}, not 0 (normal) or 1 (abnormal).")
+            if str(name) in self._names:
+                raise ValueError(f"{name!r} came twice in one epoch: every image needs a name of its own.")
+            self._names.add(str(name))
+            self._pending.append(_Sample(ImageScore(str(name), str(group or name), int(label), score), array, mask))
+
+    def _commit(self) -> None:
+        """Take the waiting batch in."""
+        for row, anomaly_map, mask in self._pending:
+            self._rows.append(row)
+            if mask is not None:
+                self._pixels.update(anomaly_map, mask, row.group, row.name)
+        self._pending = []
+
+    def _gather(self) -> None:
+        """Make this rank's rows and pixels those of all ranks, each image once."""
+        mine = ([r.name for r in self._rows], [s.row.name for s in self._pending])
+        everyone = _all_gather(mine)
+        taken = {name for committed, _ in everyone for name in committed}
+        taken.update(name for _, pending in everyone[: _rank()] for name in pending)
+        self._pending = [s for s in self._pending if s.row.name not in taken]
+        self._commit()
+        shares = _all_gather((self._rows, self._pixels))
+        rows = [row for share, _ in shares for row in share]
+        name, times = Counter(row.name for row in rows).most_common(1)[0] if rows else ("", 1)
+        if times > 1:
+            raise ValueError(
+                f"{name!r} was evaluated on {times} ranks: give the evaluation's DataLoader a DistributedSampler, and "
+                "every image a name of its own."
+            )
+        self._rows, self._pixels = rows, PixelAccumulator(by_group=self.bootstrap > 0)
+        for _, pixels in shares:
+            self._pixels.merge(pixels)
+
+    def _complete(self, engine: Engine) -> None:
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            self._gather()
+        self._commit()
+        self.scores = sorted(self._rows)
+        names, groups = [row.name for row in self.scores], [row.group for row in self.scores]
+        labels, scores = [row.label for row in self.scores], [row.score for row in self.scores]
+        figures = image_metrics(scores, labels, names) | self._pixels.compute()
+        strata = group_strata(groups, labels)
+        if self.bootstrap:
+            intervals = bootstrap_image_metrics(scores, labels, groups, self.bootstrap, self.seed)
+            intervals |= bootstrap_pixel_metrics(self._pixels, strata, self.bootstrap, self.seed)
+            for name, (low, high) in intervals.items():
+                figures |= {f"{name}_ci_low": low, f"{name}_ci_high": high}
+        figures |= {"n_images": len(labels), "n_abnormal": sum(labels), "n_groups": len(strata)}
+        if "pixel_auroc" in figures:
+            figures |= {"n_pixel_images": self._pixels.images, "n_regions": self._pixels.regions}
+        self._metrics = {k: float(v) for k, v in figures.items()}
+        engine.state.metrics.update(self._metrics)
+        if self.output_dir is not None and _rank() == 0:
+            self.write(self.output_dir)
+
+
+def _column(batch: dict[str, Any], key: str, size: int) -> list[Any] | None:
+    """The batch's values under a key as a list, one per image, or None if it has none."""
+    if key not in batch:
+        return None
+    values = batch[key]
+    values = values.reshape(-1).tolist() if isinstance(values, torch.Tensor | np.ndarray) else list(values)
+    if len(values) != size:
+        raise ValueError(f'The batch has {size} maps but {len(values)} values under "{key}".')
+    return values
+
+
+def _rank() -> int:
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def _all_gather(value: Any) -> list[Any]:
+    """One value from each rank, in the order of ranks."""
+    gathered: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, value)
+    return gathered

@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Image and pixel metrics with bootstrap intervals."""
+
+from __future__ import annotations
+
+from monai_rdad.metrics.bootstrap import (
+    bootstrap_image_metrics,
+    bootstrap_pixel_metrics,
+    group_strata,
+    resampling_weights,
+)
+from monai_rdad.metrics.image import IMAGE_METRICS, image_metrics
+from monai_rdad.metrics.pixel import AUPRO_LIMIT, PIXEL_METRICS, PixelAccumulator, PixelHistogram
+
+__all__ = [
+    "AUPRO_LIMIT",
+    "IMAGE_METRICS",
+    "PIXEL_METRICS",
+    "PixelAccumulator",
+    "PixelHistogram",
+    "bootstrap_image_metrics",
+    "bootstrap_pixel_metrics",
+    "group_strata",
+    "image_metrics",
+    "resampling_weights",
+]

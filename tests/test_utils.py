@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from monai_rdad.utils import atomic_path
+
+
+@pytest.mark.parametrize("name", ["scores.csv", "map.nii.gz", "overlay.png", "plain"])
+def test_writes_and_keeps_suffix(tmp_path: Path, name: str) -> None:
+    target = tmp_path / "new" / "folder" / name
+    with atomic_path(target) as temporary:
+        assert not temporary.exists()
+        assert not target.exists()
+        assert temporary.suffixes == target.suffixes
+        assert temporary.parent.stat().st_dev == target.parent.stat().st_dev
+        temporary.write_text("done")
+        assert not target.exists()
+    assert target.read_text() == "done"
+    assert list(target.parent.iterdir()) == [target]
+
+
+def test_error_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    target = tmp_path / "model.pt"
+    target.write_text("old")
+
+    def write() -> None:
+        with atomic_path(target) as temporary:
+            temporary.write_text("half")
+            temporary.with_name("side.file").write_text("of the writer")
+            raise RuntimeError("disk full")
+
+    with pytest.raises(RuntimeError, match="disk full"):
+        write()
+    assert target.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_replaces(tmp_path: Path) -> None:
+    target = tmp_path / "model.pt"
+    target.write_text("old")
+    with atomic_path(os.fspath(target)) as temporary:
+        temporary.write_text("new")
+    assert target.read_text() == "new"
+
+
+def test_folder(tmp_path: Path) -> None:
+    with atomic_path(tmp_path / "data") as temporary:
+        (temporary / "training").mkdir(parents=True)
+        (temporary / "training" / "0.png").write_text("x")
+    assert (tmp_path / "data" / "training" / "0.png").is_file()
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+def test_nothing_written_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"map\.png"), atomic_path(tmp_path / "map.png"):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_usual_permissions(tmp_path: Path) -> None:
+    (tmp_path / "plain").write_text("")
+    with atomic_path(tmp_path / "atomic") as temporary:
+        temporary.write_text("")
+    assert (tmp_path / "atomic").stat().st_mode == (tmp_path / "plain").stat().st_mode
