@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
-__all__ = ["atomic_path", "show_root_cause"]
+__all__ = ["atomic_path", "root_cause", "show_root_cause"]
 
 
 @contextmanager
@@ -60,10 +60,20 @@ def show_root_cause() -> None:
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         traceback.print_exception(kind, error, trace)
-        root = error
-        while (earlier := root.__cause__ or root.__context__) is not None:
-            root = earlier
-        if root is not error:
-            print(f"\nError: {root}", file=sys.stderr)
+        cause = root_cause(error)
+        if cause is not error:
+            print(f"\nError: {cause}", file=sys.stderr)
 
     sys.excepthook = hook
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """The innermost of the chained exceptions that this package raised itself; failing that, the innermost at all."""
+    chain = [error]
+    while (earlier := chain[-1].__cause__ or chain[-1].__context__) is not None:
+        chain.append(earlier)
+    for link in reversed(chain):
+        frames = [frame for frame, _ in traceback.walk_tb(link.__traceback__)]
+        if frames and str(frames[-1].f_globals.get("__name__", "")).split(".")[0] == "monai_rdad":
+            return link
+    return chain[-1]

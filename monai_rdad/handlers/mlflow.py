@@ -92,6 +92,7 @@ class AnomalyMLFlow:
         manifest: path of the data set's manifest.
         artifacts: files and folders to hand over at the end; those that do not exist are left out with a warning.
         log_every: iterations between two points of the loss curve.
+        validator: evaluator that runs inside the training; attached together with the trainer.
 
     Raises:
         ValueError: ``log_every`` below 1, or a URI that MONAI refuses (a bare path, ``file://``).
@@ -107,6 +108,7 @@ class AnomalyMLFlow:
         manifest: str | os.PathLike[str] | None = None,
         artifacts: Sequence[str | os.PathLike[str]] = (),
         log_every: int = 20,
+        validator: Engine | None = None,
     ) -> None:
         if log_every < 1:
             raise ValueError(f"log_every is {log_every}, it must be at least 1 iteration.")
@@ -119,6 +121,7 @@ class AnomalyMLFlow:
         self.manifest = manifest
         self.artifacts = list(artifacts)
         self.log_every = log_every
+        self.validator = validator
         self.run_id: str | None = None
         self._handler: Any = None
         self._owner: Engine | None = None
@@ -127,9 +130,11 @@ class AnomalyMLFlow:
 
     def attach(self, engine: Engine) -> None:
         """Register with a MONAI trainer or evaluator; may be called with several."""
-        if self.enabled:
-            engine.add_event_handler(Events.STARTED, self._started)
-            engine.add_event_handler(Events.EXCEPTION_RAISED, self._exception_raised)
+        if not self.enabled:
+            return
+        for target in (engine,) if self.validator is None else (engine, self.validator):
+            target.add_event_handler(Events.STARTED, self._started)
+            target.add_event_handler(Events.EXCEPTION_RAISED, self._exception_raised)
 
     def log_artifact(self, path: str | os.PathLike[str]) -> None:
         """Hand over a file, or a folder under its own name, to the run that is open; does nothing if none is."""
