@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
+from monai.engines.utils import IterationEvents
 
 import monai_rdad
 
@@ -66,6 +67,16 @@ def _numbers(values: Mapping[Any, Any]) -> dict[str, float]:
         except (TypeError, ValueError):
             continue
     return numbers
+
+
+def _as_items(engine: Engine) -> None:
+    """Make a trainer's output with ``decollate=False`` a list of one item, in whose form MONAI looks for the loss.
+
+    The handler that ``--tracking mlflow`` adds would stop the training otherwise: ``from_engine(["loss"], first=True)``
+    makes a tuple of a dictionary.
+    """
+    if hasattr(engine, "optimizer") and isinstance(engine.state.output, dict):
+        engine.state.output = [engine.state.output]
 
 
 class AnomalyMLFlow:
@@ -130,6 +141,7 @@ class AnomalyMLFlow:
 
     def attach(self, engine: Engine) -> None:
         """Register with a MONAI trainer or evaluator; may be called with several."""
+        engine.add_event_handler(IterationEvents.MODEL_COMPLETED, _as_items)
         if not self.enabled:
             return
         for target in (engine,) if self.validator is None else (engine, self.validator):
@@ -238,8 +250,7 @@ class AnomalyMLFlow:
             logger.warning("MLflow does not answer, nothing more is written to this run: %s", error)
 
     def _iteration_completed(self, engine: Engine) -> None:
-        output = engine.state.output
-        loss = (output if isinstance(output, dict) else output[0])["loss"]
+        loss = engine.state.output[0]["loss"]
         self._losses.append(torch.as_tensor(loss).detach())  # not a number yet: that would wait for the device
         if engine.state.iteration % self.log_every == 0:
             self._log_losses(engine)

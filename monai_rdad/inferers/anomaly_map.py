@@ -26,11 +26,10 @@ def blur_matrix(size: int, sigma: float, device: torch.device) -> Tensor:
     Equal to ``scipy.ndimage.gaussian_filter1d`` with its defaults, for any size of at least 4 sigma.
     """
     radius = int(4.0 * sigma + 0.5)
-    i = torch.arange(size, device=device, dtype=torch.float32)[:, None]
-    j = torch.arange(size, device=device, dtype=torch.float32)[None]
-    kernel = torch.zeros(size, size, device=device)
-    for offset in (i - j, i + j + 1, 2 * size - 1 - i - j):
-        kernel = kernel + torch.exp(-0.5 * (offset / sigma) ** 2) * (offset.abs() <= radius)
+    distances = torch.arange(2 * size, device=device)
+    weights = torch.exp(-0.5 * (distances / sigma) ** 2) * (distances <= radius)
+    i, j = distances[:size, None], distances[None, :size]
+    kernel = weights[(i - j).abs()] + weights[i + j + 1] + weights[2 * size - 1 - i - j]
     return kernel / kernel.sum(dim=1, keepdim=True)
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from ignite.engine import Engine, Events
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
-from monai.handlers import MLFlowHandler, StatsHandler, ValidationHandler
+from monai.handlers import MLFlowHandler, StatsHandler, ValidationHandler, from_engine
 from torch import nn
 
 from monai_rdad.handlers.mlflow import AnomalyMLFlow, git_commit
@@ -220,13 +220,22 @@ def test_switched_off(off: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert not list(tmp_path.iterdir())
 
 
-def test_beside_monais_own_tracking(folder: Path, experiment: str) -> None:
+@pytest.mark.parametrize("ours_is_on", [True, False])
+@pytest.mark.parametrize("decollate", [True, False])
+def test_beside_monais_own_tracking(folder: Path, experiment: str, ours_is_on: bool, decollate: bool) -> None:
     # What `--tracking mlflow` appends, in the same data base and even the same experiment.
-    own = MLFlowHandler(uri(folder), experiment_name=experiment, close_on_complete=True, tag_name="loss")
-    own.output_transform = lambda output: output[0]["loss"]
-    tracker = AnomalyMLFlow(folder, tracking_uri=uri(folder), experiment_name=experiment, log_every=3)
-    trainer([tracker, own]).run()
+    transform = from_engine(["loss"], first=True)
+    own = MLFlowHandler(
+        uri(folder), experiment_name=experiment, close_on_complete=True, tag_name="loss", output_transform=transform
+    )
+    tracker = AnomalyMLFlow(
+        folder, tracking_uri=uri(folder) if ours_is_on else "none", experiment_name=experiment, log_every=3
+    )
+    trainer([tracker, own], decollate=decollate).run()
     found = runs(folder, experiment)
+    assert any(history(folder, run, "loss") == [(i, float(i)) for i in range(1, 7)] for run in found)
+    if not ours_is_on:
+        return
     assert {r.info.status for r in found} == {"FINISHED"}
     ours = next(r for r in found if r.info.run_name.startswith("rdad_"))
     assert history(folder, ours, "train_loss") == [(3, 2.0), (6, 5.0)]
