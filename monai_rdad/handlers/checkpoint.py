@@ -61,8 +61,9 @@ class ResumableCheckpoint:
     Nothing random outlives an epoch: at its start every generator is seeded by (seed, epoch), then the loader's
     iterator is made anew. So the data order and all corruptions of epoch e are the same whether the run came from
     epoch e - 1 or from a file, for any number of workers, and no generator state needs saving. (Ignite itself makes
-    the iterator after ``EPOCH_STARTED`` too, but carries an unfinished one into the next epoch where
-    ``epoch_length`` is shorter than the loader.)
+    the iterator after ``EPOCH_STARTED`` too, but from the second epoch on only when the old one has run out: that
+    draws from the new epoch's generator, because torch's ``RandomSampler`` makes one more permutation at its end, and
+    an old one that has not run out, where ``epoch_length`` is shorter than the loader, is carried over.)
 
     Written to ``save_dir``, each file complete or not at all, by the process of rank 0 only:
 

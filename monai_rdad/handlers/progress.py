@@ -69,15 +69,13 @@ class Progress:
                 leave=trainer,
                 dynamic_ncols=True,
             )
-        elif trainer:
-            self._last_line = self._start  # no line before there is a speed to tell
 
     def _iteration_completed(self, engine: Engine) -> None:
         if self._bar is not None:
             # update() tells whether it drew, which it does a few times per second.
             if self._bar.update(engine.state.iteration - self._bar.n):
                 self._bar.set_postfix_str(self._details(engine))
-        elif time.monotonic() - self._last_line >= self.interval:
+        elif time.monotonic() - max(self._last_line, self._start) >= self.interval:
             self._print(engine)
 
     def _completed(self, engine: Engine) -> None:
@@ -87,8 +85,12 @@ class Progress:
             self._bar.set_postfix_str(self._details(engine))
             self._bar.close()
             self._bar = None
-        # The end of a training always; of short validations in between not each time.
-        elif hasattr(engine, "optimizer") or time.monotonic() - self._last_line >= self.interval:
+        # The end of a training and of whatever has shown a line; of short validations in between not each time.
+        elif (
+            hasattr(engine, "optimizer")
+            or self._last_line > self._start
+            or time.monotonic() - self._last_line >= self.interval
+        ):
             self._print(engine)
 
     def _print(self, engine: Engine) -> None:

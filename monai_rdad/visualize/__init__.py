@@ -1,0 +1,12 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures for people: overlays, sheets of cases, a page of results, and the files that inference leaves."""
+
+from __future__ import annotations
+
+from monai_rdad.visualize.evaluation import EvaluationReport
+from monai_rdad.visualize.overlay import overlay
+from monai_rdad.visualize.page import result_page
+from monai_rdad.visualize.sheet import Case, contact_sheet
+from monai_rdad.visualize.writer import PredictionWriter
+
+__all__ = ["Case", "EvaluationReport", "PredictionWriter", "contact_sheet", "overlay", "result_page"]
