@@ -125,7 +125,9 @@ def compare(args: argparse.Namespace, mode: str) -> None:
             values.append(figures["ours"][key] / figures["release"][key])
     for key, values in ratios.items():
         low, middle, high = min(values), statistics.median(values), max(values)
-        print(f"{args.method:6} {mode:5} {key:6} ours/release: median {middle:.2f} ({low:.2f} to {high:.2f})", flush=True)
+        print(
+            f"{args.method:6} {mode:5} {key:6} ours/release: median {middle:.2f} ({low:.2f} to {high:.2f})", flush=True
+        )
 
 
 def main() -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trains and evaluates bundles over data sets, teachers and seeds, and tabulates what came out.
+r"""Trains and evaluates bundles over data sets, teachers and seeds, and tabulates what came out.
 
 One JSON line per run is appended to ``results.jsonl`` in the output folder; runs that stand there already are skipped,
 so that an interrupted study goes on where it stopped.
@@ -111,7 +111,14 @@ def table(rows: list[dict[str, Any]], figures: tuple[str, ...] = SHOWN) -> str:
     lines = ["| data | method | teacher | score | n (abnormal) | seeds | " + " | ".join(figures) + " |"]
     lines.append("|" + " --- |" * (6 + len(figures)))
     for (data, method, weights, mode), runs in sorted(groups.items()):
-        cells = [data, method, weights, mode, f"{runs[0]['n_images']:.0f} ({runs[0]['n_abnormal']:.0f})", str(len(runs))]
+        cells = [
+            data,
+            method,
+            weights,
+            mode,
+            f"{runs[0]['n_images']:.0f} ({runs[0]['n_abnormal']:.0f})",
+            str(len(runs)),
+        ]
         for figure in figures:
             values = [run[figure] for run in runs if figure in run]
             if not values:

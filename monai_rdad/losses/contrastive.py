@@ -53,8 +53,12 @@ class ScaleContrastiveLoss(nn.Module):
     def forward(self, pairs: FeaturePairs, labels: Tensor | None = None) -> Tensor:
         """Scalar loss; ``labels`` are not used, they are part of MONAI's calling convention."""
         if pairs.negatives is None:
-            raise ValueError("The contrastive loss needs the corrupted image: is `corrupted` in the batch and passed on?")
-        positive = torch.stack([cosine_distance(t, p) for t, p in zip(pairs.targets, pairs.predictions, strict=True)], 1)
+            raise ValueError(
+                "The contrastive loss needs the corrupted image: is `corrupted` in the batch and passed on?"
+            )
+        positive = torch.stack(
+            [cosine_distance(t, p) for t, p in zip(pairs.targets, pairs.predictions, strict=True)], 1
+        )
         negative = torch.stack(
             [cosine_distance(n, p) for n, p in zip(pairs.negatives, pairs.predictions, strict=True)], 1
         )

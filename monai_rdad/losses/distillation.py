@@ -23,7 +23,7 @@ def cosine_distance(target: Tensor, prediction: Tensor, per_position: bool = Fal
         (B, H, W) or (B,), values in [0, 2].
     """
     dims = [1] if per_position else [1, 2, 3]
-    # reductions written out: no flattened copy of channels_last maps, and three passes instead of cosine_similarity's six
+    # reductions written out: no flattened copies, and three passes instead of cosine_similarity's six
     a, b = target.float(), prediction.float()
     norms = (a * a).sum(dims) * (b * b).sum(dims)
     return 1 - (a * b).sum(dims) * torch.rsqrt(norms.clamp_min(1e-12))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""MONAI transforms of the package: reading, intensities, sizes, corruptions, scores; arrays, and dictionaries with a "d"."""
+"""MONAI transforms: reading, intensities, sizes, corruptions, scores; for arrays, and with a "d" for dictionaries."""
 
 from __future__ import annotations
 

@@ -18,9 +18,7 @@ def test_reductions_against_numpy(n, height, width, fraction):
     np.testing.assert_allclose(ScoreReduction("max")(maps), flat.max(1))
     np.testing.assert_allclose(ScoreReduction("mean")(maps), flat.mean(1), rtol=1e-5)
     count = max(1, round(fraction * flat.shape[1]))
-    np.testing.assert_allclose(
-        ScoreReduction("top", fraction)(maps), np.sort(flat, 1)[:, -count:].mean(1), rtol=1e-5
-    )
+    np.testing.assert_allclose(ScoreReduction("top", fraction)(maps), np.sort(flat, 1)[:, -count:].mean(1), rtol=1e-5)
 
 
 def test_dictionary_version_adds_a_key_and_keeps_the_map():

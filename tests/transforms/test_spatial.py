@@ -30,7 +30,9 @@ def test_masks_keep_their_values_and_type():
     mask = torch.zeros(1, 100, 100, dtype=torch.uint8)
     mask[:, 30:60, 30:60] = 1
     mask[:, 90:] = 255
-    item = ResizeInPlaned(["image", "mask"], 64, nearest=[False, True])({"image": torch.rand(1, 100, 100), "mask": mask})
+    item = ResizeInPlaned(["image", "mask"], 64, nearest=[False, True])(
+        {"image": torch.rand(1, 100, 100), "mask": mask}
+    )
     assert item["mask"].dtype == torch.uint8 and set(item["mask"].unique().tolist()) == {0, 1, 255}
     assert abs((item["mask"] == 1).float().mean() - 0.09) < 0.01
     assert item["image"].dtype == torch.float32

@@ -12,7 +12,7 @@ __all__ = ["MirroredDecoder"]
 
 
 class MirroredDecoder(nn.Module):
-    """Three up-sampling residual stages that mirror an encoder's stages 3, 2 and 1 (Deng and Li, CVPR 2022, section 3.2).
+    """Three up-sampling residual stages that mirror an encoder's stages 3, 2, 1 (Deng and Li, CVPR 2022, section 3.2).
 
     Args:
         block: residual block of the encoder's family.

@@ -63,27 +63,23 @@ class ResNetEncoder(nn.Module):
         self.bn1 = nn.BatchNorm2d(64)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
-        in_channels = 64
-        for stage in (1, 2, 3, 4):
-            # None for a stage that is not built: TorchScript then drops the branch that would run it
-            module = None
-            if stage <= stages:
-                stride = 1 if stage == 1 else 2
-                planes = 64 * 2 ** (stage - 1)
-                module = residual_stage(
-                    spec.block, in_channels, planes, spec.layers[stage - 1], stride, spec.width_per_group
-                )
-                in_channels = spec.channels(stage)
-            setattr(self, f"layer{stage}", module)
+
+        def build(stage: int, in_channels: int) -> nn.Sequential:
+            stride, planes = (1 if stage == 1 else 2), 64 * 2 ** (stage - 1)
+            return residual_stage(spec.block, in_channels, planes, spec.layers[stage - 1], stride, spec.width_per_group)
+
+        # None for a stage that is not built: TorchScript then drops the branch that would run it
+        self.layer1 = build(1, 64)
+        self.layer2 = build(2, spec.channels(1)) if stages > 1 else None
+        self.layer3 = build(3, spec.channels(2)) if stages > 2 else None
+        self.layer4 = build(4, spec.channels(3)) if stages > 3 else None
         init_convolutions(self)
 
     def features(self, x: Tensor) -> List[Tensor]:  # noqa: UP006
         """Maps after each built stage for a normalised RGB image (B, 3, H, W)."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        maps: List[Tensor] = []  # noqa: UP006
-        if self.layer1 is not None:
-            x = self.layer1(x)
-            maps.append(x)
+        x = self.layer1(x)
+        maps: List[Tensor] = [x]  # noqa: UP006
         if self.layer2 is not None:
             x = self.layer2(x)
             maps.append(x)

@@ -116,7 +116,7 @@ def load_encoder_weights(module: nn.Module, encoder: str, weights: str) -> None:
     Args:
         module: the encoder.
         encoder: its name, used by "imagenet".
-        weights: "imagenet" (torchvision's files, by URL and SHA-256), "none" (keep the random initialisation) or a path.
+        weights: "imagenet" (torchvision's files, by URL and SHA-256), "none" (keep the random ones) or a path.
 
     Raises:
         FileNotFoundError, RuntimeError, ValueError: as :func:`find_imagenet_weights` and :func:`read_weights`, and if a

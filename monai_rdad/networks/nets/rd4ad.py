@@ -37,9 +37,7 @@ class RD4AD(nn.Module):
         precision: "auto", "bf16" or "fp32", see :func:`~monai_rdad.networks.precision.mixed_precision`.
     """
 
-    def __init__(
-        self, encoder: str = "wide_resnet50_2", weights: str = "imagenet", precision: str = "auto"
-    ) -> None:
+    def __init__(self, encoder: str = "wide_resnet50_2", weights: str = "imagenet", precision: str = "auto") -> None:
         super().__init__()
         if precision not in PRECISIONS:
             raise ValueError(f"Unknown precision '{precision}'. Choose one of: {', '.join(PRECISIONS)}.")
@@ -47,7 +45,7 @@ class RD4AD(nn.Module):
         self.teacher = FrozenEncoder(encoder, stages=3)
         load_encoder_weights(self.teacher, encoder, weights)
         self.bottleneck, self.decoder = build_student(encoder)
-        self.to(memory_format=torch.channels_last)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def pairs(self, image: Tensor) -> FeaturePairs:
         """The computation itself, in the precision of the caller's context."""

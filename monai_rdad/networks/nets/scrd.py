@@ -44,7 +44,7 @@ class SCRD(RD4AD):
         predictions = self.decoder(embedding)
         weights: Optional[Tensor] = None  # noqa: UP045
         if self.scale_weights is not None:
-            # unit length: pooled activations are so large that the softmax would saturate within a few steps and stay so
+            # unit length: pooled activations are so large that the softmax would saturate within a few steps
             pooled = nn.functional.normalize(embedding.float().amax(dim=[2, 3]), dim=1)
             weights = self.scale_weights(pooled).float().softmax(dim=1)
         negatives: Optional[List[Tensor]] = None  # noqa: UP006, UP045

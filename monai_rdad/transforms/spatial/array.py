@@ -29,7 +29,9 @@ class ResizeInPlane(InvertibleTransform):
 
     def __init__(self, size: int, nearest: bool = False) -> None:
         if size < 32 or size % 32:
-            raise ValueError(f"The image size is {size}, it must be a multiple of 32: the networks halve it five times.")
+            raise ValueError(
+                f"The image size is {size}, it must be a multiple of 32: the networks halve it five times."
+            )
         self.size = int(size)
         self.nearest = nearest
 
