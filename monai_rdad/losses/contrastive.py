@@ -25,7 +25,8 @@ class ScaleContrastiveLoss(nn.Module):
     - ``ratios``: :math:`\sum_l w_l d^+_l / d^-_l`, the weighted sum of ratios.
 
     Both weighted forms are smallest with all weight on the scale of the smallest ratio. The divergence
-    :math:`KL(w \| uniform)`, times ``balance``, holds the weights off that corner.
+    :math:`KL(uniform \| w)`, times ``balance``, holds the weights off that corner: its gradient grows towards it, while
+    that of :math:`KL(w \| uniform)` vanishes there.
 
     The ratio alone learns slowly where the corruption hardly moves the teacher: far from both, numerator and
     denominator have nearly the same gradient, and they cancel. ``distillation`` times :math:`\sum_l d^+_l` keeps the
@@ -74,5 +75,5 @@ class ScaleContrastiveLoss(nn.Module):
             ratio = (weights * positive).mean(0).sum() / (weights * negative).mean(0).sum()
         else:
             ratio = (weights * positive.mean(0) / negative.mean(0)).mean(0).sum()
-        divergence = (weights * weights.clamp_min(1e-12).log()).sum(1).mean() + math.log(weights.shape[1])
+        divergence = -weights.clamp_min(1e-12).log().mean() - math.log(weights.shape[1])
         return ratio + self.balance * divergence
