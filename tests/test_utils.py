@@ -2,11 +2,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from monai_rdad.utils import atomic_path
+from monai_rdad.utils import atomic_path, root_cause
 
 
 @pytest.mark.parametrize("name", ["scores.csv", "map.nii.gz", "overlay.png", "plain"])
@@ -66,3 +67,28 @@ def test_usual_permissions(tmp_path: Path) -> None:
     with atomic_path(tmp_path / "atomic") as temporary:
         temporary.write_text("")
     assert (tmp_path / "atomic").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def _raise_in_package() -> None:
+    from monai_rdad.networks.encoders import ResNetEncoder
+
+    ResNetEncoder("vgg")
+
+
+def _wrap(call: Callable[[], object]) -> None:
+    try:
+        call()
+    except ValueError as inner:
+        raise RuntimeError("applying transform") from inner
+
+
+def test_root_cause_is_the_innermost_error_of_this_package() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        _wrap(_raise_in_package)
+    assert "Unknown encoder 'vgg'" in str(root_cause(caught.value))
+
+
+def test_root_cause_falls_back_to_the_innermost_error_at_all() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        _wrap(lambda: int("x"))
+    assert isinstance(root_cause(caught.value), ValueError)

@@ -92,28 +92,32 @@ def manifest_hash(manifest: PathLike) -> str:
         raise ManifestError(f"{manifest}: cannot be read ({error.strerror}). Check the path.") from error
 
 
-def list_inputs(path: PathLike) -> list[Item]:
-    """Items {"image", "name"} for inference.
+def list_inputs(path: PathLike, on_error: Literal["raise", "skip"] = "raise") -> list[Item]:
+    """Items {"image", "name"} for inference, each checked for being complete.
 
     Args:
         path: an image file, a folder with one DICOM series, or a folder with image files and such folders. DICOM
             files in one folder are taken as a series if they share a series UID and each has a position in space;
             otherwise each is an image.
 
+        on_error: "raise", or "skip" to leave out broken files with a warning each.
+
     Raises:
         FileNotFoundError: no such file or folder.
-        ValueError: unsupported file, or no image in the folder.
+        ValueError: unsupported or broken files, or no image in the folder.
     """
     source = Path(path).expanduser().absolute()
     if not source.is_dir():
-        file_kind(source)
-        return [{"image": str(source), "name": source.name}]
-    if _is_series(source):
-        return [{"image": str(source), "name": source.name}]
-    items = [{"image": str(entry), "name": entry.name} for entry in sorted(source.iterdir()) if _is_input(entry)]
+        file_kind(source)  # what is wrong with a single file needs no list of files
+    if not source.is_dir() or _is_series(source):
+        items = [{"image": str(source), "name": source.name}]
+    else:
+        items = [{"image": str(entry), "name": entry.name} for entry in sorted(source.iterdir()) if _is_input(entry)]
     if not items:
         raise ValueError(f"{source}: no image in this folder. Name an image file, or the folder that holds the images.")
-    return items
+    splits = {"input": items}
+    _check_files(splits, source, skip=on_error == "skip" and source.is_dir())
+    return splits["input"]
 
 
 def split_by_group(items: Sequence[Item], fractions: Mapping[str, float], seed: int = 0) -> dict[str, list[Item]]:
@@ -312,7 +316,7 @@ def _check_files(splits: dict[str, list[Item]], source: Path, skip: bool) -> Non
                 problems.append(f"{split} {item['name']}: {problem}")
         splits[split] = sound
     if not skip:
-        remedy = "Correct the files or the manifest, or leave these items out with on_error='skip'."
+        remedy = "Correct the files or the manifest, or leave these items out with --on_error skip."
         _raise_if(problems, source, "broken items", remedy)
         return
     for problem in problems:

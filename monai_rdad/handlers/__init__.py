@@ -7,6 +7,13 @@ from monai_rdad.handlers.anomaly_metrics import AnomalyMetrics
 from monai_rdad.handlers.checkpoint import ResumableCheckpoint
 from monai_rdad.handlers.mlflow import AnomalyMLFlow
 from monai_rdad.handlers.progress import Progress
-from monai_rdad.handlers.trained import LoadTrained, load_settings
+from monai_rdad.handlers.trained import TrainedCheckpointLoader, load_settings
 
-__all__ = ["AnomalyMLFlow", "AnomalyMetrics", "LoadTrained", "Progress", "ResumableCheckpoint", "load_settings"]
+__all__ = [
+    "AnomalyMLFlow",
+    "AnomalyMetrics",
+    "TrainedCheckpointLoader",
+    "Progress",
+    "ResumableCheckpoint",
+    "load_settings",
+]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import math
 import os
 from collections import Counter
@@ -28,6 +29,8 @@ from monai_rdad.metrics import (
 from monai_rdad.utils import atomic_path
 
 __all__ = ["AnomalyMetrics", "ImageScore"]
+
+logger = logging.getLogger(__name__)
 
 
 class ImageScore(NamedTuple):
@@ -199,8 +202,20 @@ class AnomalyMetrics:
             figures |= {"n_pixel_images": self._pixels.images, "n_regions": self._pixels.regions}
         self._metrics = {k: float(v) for k, v in figures.items()}
         engine.state.metrics.update(self._metrics)
-        if self.output_dir is not None and _rank() == 0:
-            self.write(self.output_dir)
+        if _rank() == 0:
+            logger.info("%d images, %d abnormal: %s", len(labels), sum(labels), self._summary())
+            if self.output_dir is not None:
+                self.write(self.output_dir)
+
+    def _summary(self) -> str:
+        """The main figures with their intervals, for people who watch."""
+        parts = []
+        for name in ("image_auroc", "pixel_auroc", "aupro_0.3"):
+            if name in self._metrics:
+                low, high = (self._metrics.get(f"{name}_ci_{end}") for end in ("low", "high"))
+                interval = "" if low is None else f" [{low:.3f}, {high:.3f}]"
+                parts.append(f"{name} {self._metrics[name]:.3f}{interval}")
+        return ", ".join(parts)
 
 
 def _column(batch: dict[str, Any], key: str, size: int) -> list[Any] | None:

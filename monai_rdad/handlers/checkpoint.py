@@ -27,7 +27,8 @@ __all__ = ["ResumableCheckpoint", "seed_epoch"]
 
 logger = logging.getLogger(__name__)
 
-RESERVED = ("epoch", "iteration", "seed", "metadata", "scaler")
+RESERVED = ("epoch", "iteration", "seed", "settings", "metadata", "scaler")
+EXTENSIBLE = ("max_epochs",)  # settings that a resumed training may change
 
 
 def seed_epoch(loader: Any, seed: int, epoch: int, rank: int = 0) -> None:
@@ -152,6 +153,7 @@ class ResumableCheckpoint:
             "epoch": engine.state.epoch,
             "iteration": engine.state.iteration,
             "seed": self.seed,
+            "settings": self.settings,
             "metadata": {
                 "epoch_length": engine.state.epoch_length,
                 "max_epochs": engine.state.max_epochs,
@@ -183,9 +185,11 @@ class ResumableCheckpoint:
                 f"{self.path} does not belong to this configuration: it holds {found}, needed is {sorted(expected)}."
             )
         length = content["metadata"]["epoch_length"]
+        settings = {name for name in {*self.settings, *content["settings"]} if name not in EXTENSIBLE}
         for what, old, new in (
             ("seed", content["seed"], self.seed),
             ("number of iterations per epoch (data and batch size)", length, engine.state.epoch_length),
+            *((name, content["settings"].get(name), self.settings.get(name)) for name in sorted(settings)),
         ):
             if old != new:
                 raise ValueError(

@@ -18,7 +18,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from monai_rdad.utils import atomic_path
 
-__all__ = ["LoadTrained", "load_settings", "save_trained"]
+__all__ = ["TrainedCheckpointLoader", "load_settings", "save_trained"]
 
 WEIGHTS, SETTINGS = "model.pt", "model.json"
 
@@ -60,7 +60,7 @@ def load_settings(ckpt_dir: str | os.PathLike[str]) -> dict[str, Any]:
     return dict(json.loads(_find(ckpt_dir, SETTINGS).read_text(encoding="utf-8")))
 
 
-class LoadTrained:
+class TrainedCheckpointLoader:
     """Ignite handler that loads ``model.pt`` into the network when an evaluator starts.
 
     Args:

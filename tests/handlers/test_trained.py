@@ -9,7 +9,7 @@ from monai.engines import SupervisedEvaluator, SupervisedTrainer
 from torch import nn
 
 from monai_rdad.handlers.checkpoint import ResumableCheckpoint
-from monai_rdad.handlers.trained import LoadTrained, load_settings
+from monai_rdad.handlers.trained import TrainedCheckpointLoader, load_settings
 
 DATA = [{"image": torch.ones(1, 1, 2, 2)}]
 
@@ -29,7 +29,7 @@ def train(folder: Path, network: nn.Module, settings: dict[str, object]) -> None
 
 def evaluate(folder: Path, network: nn.Module) -> None:
     SupervisedEvaluator(
-        device="cpu", val_data_loader=DATA, network=network, val_handlers=[LoadTrained(folder, network)]
+        device="cpu", val_data_loader=DATA, network=network, val_handlers=[TrainedCheckpointLoader(folder, network)]
     ).run()
 
 

@@ -38,7 +38,7 @@ def test_keys_and_outputs_are_torchvisions(name, factory):
     x = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         expected = reference.maxpool(reference.act(reference.bn1(reference.conv1(x))))
-        for stage, actual in enumerate(encoder(x), start=1):
+        for stage, actual in enumerate(encoder.features(x), start=1):
             expected = getattr(reference, f"layer{stage}")(expected)
             torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
 
@@ -90,12 +90,12 @@ def test_frozen_encoder_never_changes_and_repeats_grey():
     assert not [p for p in encoder.parameters() if p.requires_grad]
 
 
-def test_frozen_encoder_applies_the_imagenet_normalisation():
+@pytest.mark.parametrize("cls", [ResNetEncoder, FrozenEncoder])
+def test_encoders_apply_the_imagenet_normalisation(cls):
     torch.manual_seed(0)
-    frozen = FrozenEncoder("resnet18", stages=1)
-    plain = ResNetEncoder("resnet18", stages=1).eval()
-    plain.load_state_dict(frozen.state_dict())
+    encoder = cls("resnet18", stages=1).eval()
     x = torch.rand(1, 3, 64, 64)
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-    expected = plain((x - mean[:, None, None]) / std[:, None, None])[0]
-    torch.testing.assert_close(frozen(x)[0], expected.detach())
+    expected = encoder.features((x - mean[:, None, None]) / std[:, None, None])[0]
+    torch.testing.assert_close(encoder(x)[0].detach(), expected.detach())
+    assert encoder(x)[0].requires_grad == (cls is ResNetEncoder)

@@ -41,6 +41,9 @@ RESNETS: dict[str, ResNetSpec] = {
 class ResNetEncoder(nn.Module):
     """The stem and the first stages of a ResNet (He et al., CVPR 2016; Zagoruyko and Komodakis, BMVC 2016).
 
+    Takes images in [0, 1] and applies the ImageNet normalisation itself: every image of the pipeline, corrupted or not,
+    then lives in [0, 1], and no branch can be normalised differently from another.
+
     Stages that nobody reads are not built. Names of parameters are torchvision's (``conv1``, ``bn1``, ``layer1`` ...),
     so its published weights load as they are.
 
@@ -52,6 +55,9 @@ class ResNetEncoder(nn.Module):
         ValueError: for an unknown name or number of stages.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, name: str, stages: int = 3) -> None:
         super().__init__()
         if name not in RESNETS:
@@ -59,6 +65,8 @@ class ResNetEncoder(nn.Module):
         if stages not in (1, 2, 3, 4):
             raise ValueError(f"An encoder has 1 to 4 stages, not {stages}.")
         spec = RESNETS[name]
+        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1), persistent=False)
         self.conv1 = nn.Conv2d(3, 64, kernel_size=7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
         self.relu = nn.ReLU(inplace=True)
@@ -95,32 +103,24 @@ class ResNetEncoder(nn.Module):
         """Feature maps after each built stage.
 
         Args:
-            x: normalised RGB image, float (B, 3, H, W).
+            x: image in [0, 1], float (B, 1 or 3, H, W); one channel is repeated.
 
         Returns:
             One map per stage, finest first: (B, C, H/4, W/4), (B, 2C, H/8, W/8), ...
         """
-        return self.features(x)
+        return self.features((x - self.mean) / self.std)
 
 
 class FrozenEncoder(ResNetEncoder):
-    """A :class:`ResNetEncoder` that never learns: no gradients, always in eval mode, ImageNet normalisation inside.
-
-    With the normalisation in here every image of the pipeline, corrupted or not, lives in [0, 1], and no branch can be
-    normalised differently from another.
+    """A :class:`ResNetEncoder` that never learns: no gradients, always in eval mode.
 
     Args:
         name: one of :data:`RESNETS`.
         stages: number of stages to build, 1 to 4.
     """
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(self, name: str, stages: int = 3) -> None:
         super().__init__(name, stages)
-        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1), persistent=False)
         self.requires_grad_(False)
         self.eval()
 
@@ -130,13 +130,6 @@ class FrozenEncoder(ResNetEncoder):
         return self
 
     def forward(self, x: Tensor) -> List[Tensor]:  # noqa: UP006
-        """Feature maps of an image in [0, 1].
-
-        Args:
-            x: float (B, 1 or 3, H, W); one channel is repeated.
-
-        Returns:
-            One map per stage, finest first, without gradient.
-        """
+        """As :class:`ResNetEncoder`, without gradient."""
         with torch.no_grad():
             return self.features((x - self.mean) / self.std)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.data import get_track_meta
+from monai.data import MetaTensor, get_track_meta
 from monai.transforms import Transform
 from monai.transforms.traits import RandomizableTrait
 from monai.utils import convert_to_tensor
@@ -80,14 +80,20 @@ class NormalizeByPreset(Transform):
 
 
 class QuantizeIntensity(Transform):
-    """Float in [0, 1] to uint8: ``round(255 x)``, clipped; a plain contiguous tensor without meta data.
+    """Float in [0, 1] to uint8: ``round(255 x)``, clipped; a contiguous tensor.
 
     Ends what a data set caches: a quarter of the memory of float32, and the error is at most 1/510.
+
+    Args:
+        track_meta: keep the meta data, which inference needs to bring a map back into the image's geometry.
     """
+
+    def __init__(self, track_meta: bool = False) -> None:
+        self.track_meta = track_meta
 
     def __call__(self, img: Any) -> Tensor:
         """Uint8 tensor of the same shape."""
-        image = convert_to_tensor(img, track_meta=False)
+        image = convert_to_tensor(img, track_meta=self.track_meta)
         return (image * 255).round_().clamp_(0, 255).to(torch.uint8).contiguous()
 
 
@@ -98,4 +104,4 @@ class DequantizeIntensity(Transform, RandomizableTrait):
 
     def __call__(self, img: Any) -> Tensor:
         """Float32 tensor of the same shape."""
-        return convert_to_tensor(img, track_meta=False).to(torch.float32).div_(255)
+        return convert_to_tensor(img, track_meta=isinstance(img, MetaTensor)).to(torch.float32).div_(255)

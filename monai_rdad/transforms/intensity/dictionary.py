@@ -48,12 +48,13 @@ class QuantizeIntensityd(MapTransform):
 
     Args:
         keys: of the images.
+        track_meta: keep the meta data.
         allow_missing_keys: do not raise if a key is missing.
     """
 
-    def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False) -> None:
+    def __init__(self, keys: KeysCollection, track_meta: bool = False, allow_missing_keys: bool = False) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.quantize = QuantizeIntensity()
+        self.quantize = QuantizeIntensity(track_meta)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """The item with its images as bytes."""

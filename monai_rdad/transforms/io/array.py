@@ -204,6 +204,7 @@ class ReadImage(_Reader):
 
     Args:
         channels: of the result. 1 converts colour to luminance (ITU-R BT.601), 3 repeats grey.
+        volumes: whether volumes are welcome; a network of slices trains on 2D images.
 
     Raises:
         FileNotFoundError: (on call) no such file.
@@ -212,10 +213,18 @@ class ReadImage(_Reader):
             image, neither 1 nor 3 channels.
     """
 
-    def __init__(self, channels: int = 1) -> None:
+    def __init__(self, channels: int = 1, volumes: bool = True) -> None:
         if channels not in (1, 3):
             raise ValueError(f"channels is {channels}, it must be 1 (grey) or 3 (colour).")
         self.channels = channels
+        self.volumes = volumes
+
+    def __call__(self, path: str | os.PathLike[str]) -> MetaTensor:
+        """The image of a file."""
+        image = super().__call__(path)
+        if image.ndim == 4 and not self.volumes:
+            raise ValueError(f"{path}: a volume, but 2D images are wanted here. Save its slices as images.")
+        return image
 
     def _values(self, array: Array, path: str) -> Array:
         if array.shape[0] not in (1, 3):

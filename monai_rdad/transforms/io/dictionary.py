@@ -28,12 +28,15 @@ class ReadImaged(MapTransform, InvertibleTransform):
     Args:
         keys: of the paths, replaced by the images.
         channels: 1 or 3, see there.
+        volumes: whether volumes are welcome.
         allow_missing_keys: do not raise if a key is missing.
     """
 
-    def __init__(self, keys: KeysCollection, channels: int = 1, allow_missing_keys: bool = False) -> None:
+    def __init__(
+        self, keys: KeysCollection, channels: int = 1, volumes: bool = True, allow_missing_keys: bool = False
+    ) -> None:
         MapTransform.__init__(self, keys, allow_missing_keys)
-        self.reader = ReadImage(channels)
+        self.reader = ReadImage(channels, volumes)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """The item with its images."""

@@ -28,9 +28,9 @@ class ResizeInPlane(InvertibleTransform):
     """
 
     def __init__(self, size: int, nearest: bool = False) -> None:
-        if size < 32 or size % 32:
+        if size < 64 or size % 32:
             raise ValueError(
-                f"The image size is {size}, it must be a multiple of 32: the networks halve it five times."
+                f"The image size is {size}, it must be a multiple of 32 and at least 64: networks halve it five times."
             )
         self.size = int(size)
         self.nearest = nearest
