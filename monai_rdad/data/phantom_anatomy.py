@@ -26,7 +26,7 @@ Mask = NDArray[np.uint8]
 Points = Sequence[Array]  # x, y, z, of shapes that broadcast to the picture's
 
 LESION_KINDS = ("oedema", "cyst", "haemorrhage", "ring")
-LESION_RADIUS = (0.10, 0.18)
+LESION_RADIUS = (0.09, 0.155)
 
 # Left half of the brain (x > 0); the right half is its mirror image, and each side gets its own random variation.
 _VENTRICLE = np.array(
@@ -116,12 +116,12 @@ class Head:
     """One subject: anatomy, tissue contrast and scanner settings, all drawn from ``rng``."""
 
     def __init__(self, rng: np.random.Generator) -> None:
-        self.axes = _jitter(rng, (0.70, 0.86, 0.94), 0.06)
-        self.scalp, self.skull = _jitter(rng, 0.050, 0.2), _jitter(rng, 0.055, 0.15)
+        self.axes = _jitter(rng, (0.66, 0.81, 0.90), 0.06)
+        self.scalp, self.skull = _jitter(rng, 0.050, 0.15), _jitter(rng, 0.055, 0.12)
         self.gap, self.sulcus = _jitter(rng, 0.014, 0.25), _jitter(rng, 0.008, 0.25)
         self.cortex = _jitter(rng, 0.032, 0.1)
         self.angles = rng.normal(0, (0.02, 0.015, 0.08))  # about x, y, z; radians
-        self.shift = rng.normal(0, (0.035, 0.035, 0.0)).astype(np.float32)
+        self.shift = rng.normal(0, (0.035, 0.025, 0.0)).astype(np.float32)
         self.zoom = _uniform(rng, 0.93, 1.06)
         self.warp = [_Waves.draw(rng, 8, 1.0, 2.4) for _ in range(3)]
         self.warp_size = _uniform(rng, 0.012, 0.022)
@@ -138,14 +138,14 @@ class Head:
             for centre, axes in _NUCLEI:
                 moved = (np.array(centre) + rng.normal(0, 0.008, 3)) * side
                 self.nuclei.append((moved.astype(np.float32), _jitter(rng, axes, 0.12)))
-        self.white = _uniform(rng, 0.46, 0.51)
-        self.grey = self.white * _uniform(rng, 0.72, 0.80)
+        self.white = _uniform(rng, 0.35, 0.39)
+        self.grey = self.white * _uniform(rng, 0.74, 0.80)
         self.nucleus = self.grey + (self.white - self.grey) * _uniform(rng, 0.4, 0.65)
-        self.fluid, self.bone = _uniform(rng, 0.08, 0.14), _uniform(rng, 0.05, 0.10)
-        self.fat, self.marrow = _uniform(rng, 0.82, 1.0), _uniform(rng, 0.25, 0.45)
+        self.fluid, self.bone = _uniform(rng, 0.06, 0.11), _uniform(rng, 0.05, 0.10)
+        self.fat, self.marrow = _uniform(rng, 0.84, 0.97), _uniform(rng, 0.20, 0.35)
         self.texture = _Waves.draw(rng, 16, 0.10, 0.35)
-        self.bias, self.bias_size = _Waves.draw(rng, 5, 1.6, 4.0), _uniform(rng, 0.02, 0.07)
-        self.gamma = _uniform(rng, 0.9, 1.1)
+        self.bias, self.bias_size = _Waves.draw(rng, 5, 1.6, 4.0), _uniform(rng, 0.02, 0.05)
+        self.gamma = _uniform(rng, 0.93, 1.07)
         self.blur = rng.uniform(0.003, 0.006)  # standard deviation in head units
         self.noise = _uniform(rng, 0.012, 0.025)
 
@@ -170,8 +170,8 @@ class Head:
         """Distance into the brain tissue from the nearest fluid outside: surface, sulci or fissures."""
         # Sulci are the zeros of a random field that is stretched along the radius, so that they run inwards.
         scaled = [p / a for p, a in zip(points, self.axes, strict=True)]
-        radius = np.maximum(np.sqrt(_dot(scaled, scaled)), 0.3, dtype=np.float32)
-        stretch = (0.5 + 0.5 * radius) / radius
+        radius = np.maximum(np.sqrt(_dot(scaled, scaled)), 0.3)
+        stretch = np.asarray((0.5 + 0.5 * radius) / radius, np.float32)
         wall = np.abs(self.folds([p * stretch for p in points])) / self.folds.slope - self.sulcus
         pial = np.minimum(depth, wall + 1.2 * np.maximum(depth - self.fold_depth, 0))
         fissure = np.abs(points[0] + 0.006 * self.midline([np.zeros_like(points[0]), *points[1:]])) - 0.010
@@ -213,7 +213,7 @@ class Lesion:
         self.outline = _Waves.draw(rng, 24, 0.9 * self.radius, 2.5 * self.radius)
         self.roughness = 0.08 if self.kind == "cyst" else 0.16
         self.grain = _Waves.draw(rng, 30, 0.08, 0.2)
-        self.strength = _uniform(rng, 0.85, 1.05)
+        self.strength = _uniform(rng, 0.75, 1.0)
         self.push = _uniform(rng, 0.2, 0.35) if self.kind == "ring" else _uniform(rng, 0.0, 0.2)
 
     def displace(self, points: Points) -> Points:

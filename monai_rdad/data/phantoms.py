@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Seeded procedural head-like MR phantoms: the data set that the package brings along.
 
-The contrast resembles T1-weighted MR with the brain in the middle of the grey scale, so that lesions can leave it in
-both directions. Sizes, pose, contrast, bias field and noise vary from subject to subject so much that a global
+The order of grey values is that of T1-weighted MR, with the brain at a third of the scale, so that lesions can leave it
+in both directions. Sizes, pose, contrast, bias field and noise vary from subject to subject so much that a global
 statistic or the nearest training picture does not tell lesioned slices from normal ones.
 """
 
