@@ -14,7 +14,7 @@ bundle() {
 
 step "phantoms: made once, then found in the cache"
 data=$(python -c 'from monai_rdad.data import phantom_dataset; print(phantom_dataset())')
-volume=$(find "$data/volumes" -name '*.nii.gz' | sort | tail -n 1)
+volume=$(find "$data/volumes" -name 'lesion*.nii.gz' | sort | head -n 1)
 echo "$data"
 
 step "training on normal images"
