@@ -36,4 +36,5 @@ def mixed_precision(device: torch.device, precision: str) -> AbstractContextMana
     if torch.jit.is_tracing():  # an exported graph shall not depend on the machine that exported it
         return nullcontext()
     enabled = precision == "bf16" or (precision == "auto" and supports_bfloat16(device.type))
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
+    # no cache: a network uses each weight once per forward, and copies kept until its end would only take memory
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled, cache_enabled=False)

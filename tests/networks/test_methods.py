@@ -158,5 +158,5 @@ def test_bfloat16_map_is_close_and_parameters_stay_float32(method):
         network.precision = "bf16"
         half = anomaly_map(image)
     assert half.dtype == torch.float32 and not torch.equal(half, full)
-    assert (half - full).abs().max() < 0.01  # of a range of 6; the benchmark states the figure for trained networks
+    assert (half - full).abs().max() < 0.005
     assert {p.dtype for p in network.parameters()} == {torch.float32}
