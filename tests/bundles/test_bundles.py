@@ -351,9 +351,9 @@ def test_an_error_ends_with_the_line_that_says_it(checkout, tmp_path):
     assert not (checkout / "bundles/rd4ad/models").exists() and not (checkout / "bundles/rd4ad/eval").exists()
 
 
-def test_no_model_yet_says_so(checkout):
+def test_no_model_yet_says_so(checkout, tiny_set):
     out = _command(
         "monai.bundle", "run", "inference", "--config_file", "bundles/scrd/configs/inference.yaml",
-        f"--input={checkout}", cwd=checkout, expect=1,
+        f"--input={tiny_set}/testing", cwd=checkout, expect=1,
     )  # fmt: skip
     assert "Train first" in out.strip().split("\nError: ")[-1]

@@ -12,20 +12,17 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from monai.data import CacheDataset, MetaTensor, NibabelWriter
+from monai.data import MetaTensor, NibabelWriter
 from monai.transforms import Compose, Invertd, Resized
 from nibabel.orientations import axcodes2ornt
 from PIL import Image
 
 from monai_rdad.transforms import (
-    DequantizeIntensityd,
     NormalizeByPresetd,
-    QuantizeIntensityd,
     ReadImage,
     ReadImaged,
     ReadMask,
     ReadMaskd,
-    ResizeInPlaned,
 )
 
 RNG = np.random.default_rng(0)
@@ -345,50 +342,6 @@ def test_volume_mask_follows_its_own_affine(tmp_path: Path) -> None:
     np.testing.assert_array_equal(ReadMaskd("mask")({**d, "mask": str(tmp_path / "turned.nii")})["mask"], expected)
     with pytest.raises(ValueError, match="affine puts it elsewhere"):
         ReadMaskd("mask")({**d, "mask": str(tmp_path / "shifted.nii")})
-
-
-# ---- the whole chain, cached
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-def test_cached_chain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, channels: int) -> None:
-    items = []
-    for i in range(4):
-        Image.fromarray(RNG.integers(0, 256, (20, 30), dtype=np.uint8)).save(tmp_path / f"{i}.png")
-        items.append({"image": str(tmp_path / f"{i}.png"), "label": i % 2, "name": f"{i}.png"})
-    opened: list[str] = []
-    image_open = Image.open
-
-    def counting_open(path: str, **kwargs: Any) -> Image.Image:
-        opened.append(str(path))
-        return image_open(path, **kwargs)
-
-    monkeypatch.setattr(Image, "open", counting_open)
-    steps = [
-        ReadImaged("image", channels=channels),
-        ReadMaskd("mask"),
-        NormalizeByPresetd("image"),
-        ResizeInPlaned(["image", "mask"], 32, nearest=[False, True]),
-    ]
-    direct = [Compose(steps)(item) for item in items]
-    opened.clear()
-    dataset = CacheDataset(
-        items,
-        Compose([*steps, QuantizeIntensityd("image"), DequantizeIntensityd("image")]),
-        cache_rate=1.0,
-        num_workers=1,
-        progress=False,
-    )
-    for cached in dataset._cache:
-        assert type(cached["image"]) is torch.Tensor and cached["image"].dtype == torch.uint8
-        assert cached["image"].is_contiguous()
-    for _ in range(3):
-        for item, expected in zip(dataset, direct, strict=True):
-            assert type(item["image"]) is torch.Tensor and item["image"].dtype == torch.float32
-            assert item["image"].shape == (channels, 32, 32)
-            assert float((item["image"] - torch.as_tensor(np.asarray(expected["image"]))).abs().max()) <= 1 / 255
-            assert item["mask"].dtype == torch.uint8 and set(np.unique(item["mask"])) == {255 * item["label"]}
-    assert sorted(opened) == [item["image"] for item in items]  # once each, in three epochs
 
 
 def test_real_volumes(real_data: Path) -> None:
