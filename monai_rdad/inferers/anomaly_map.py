@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from monai_rdad.features import FeaturePairs
+from monai_rdad.networks.precision import full_precision
 
 __all__ = ["AnomalyMap", "blur_matrix", "upsample_matrix"]
 
@@ -67,7 +68,7 @@ class AnomalyMap(nn.Module):
         pairs: FeaturePairs = self.network(image)
         if torch.jit.is_scripting():
             return self.fuse(pairs, image.shape[2], image.shape[3])
-        with torch.autocast(image.device.type, enabled=False):
+        with full_precision(image.device):
             return self.fuse(pairs, image.shape[2], image.shape[3])
 
     def fuse(self, pairs: FeaturePairs, height: int, width: int) -> Tensor:

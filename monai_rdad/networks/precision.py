@@ -8,7 +8,7 @@ from functools import lru_cache
 
 import torch
 
-__all__ = ["PRECISIONS", "mixed_precision", "supports_bfloat16"]
+__all__ = ["PRECISIONS", "full_precision", "mixed_precision", "supports_bfloat16"]
 
 PRECISIONS = ("auto", "bf16", "fp32")
 
@@ -38,3 +38,9 @@ def mixed_precision(device: torch.device, precision: str) -> AbstractContextMana
     enabled = precision == "bf16" or (precision == "auto" and supports_bfloat16(device.type))
     # no cache: a network uses each weight once per forward, and copies kept until its end would only take memory
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled, cache_enabled=False)
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[object]:
+    """Context in which float32 stays float32, also inside :func:`mixed_precision`."""
+    # the meta device knows no autocast
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)

@@ -153,7 +153,8 @@ def test_inference_on_pictures_agrees_with_the_evaluation(trained, tiny_set):
         rows = list(csv.DictReader(file))
     assert [r["name"] for r in rows] == sorted(expected)
     for row in rows:
-        assert float(row["score"]) == pytest.approx(expected[row["name"]], rel=1e-4)
+        # where the hardware has bfloat16, batches of another size round differently
+        assert float(row["score"]) == pytest.approx(expected[row["name"]], rel=2e-3)
         assert read_map(out / row["map"]).shape == (80, 80)
         assert Image.open(out / row["overlay"]).mode == "RGB"
 

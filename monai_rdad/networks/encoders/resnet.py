@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from monai_rdad.networks.blocks.residual import BasicBlock, Bottleneck, init_convolutions, residual_stage
+from monai_rdad.networks.precision import full_precision
 
 __all__ = ["RESNETS", "FrozenEncoder", "ResNetEncoder", "ResNetSpec"]
 
@@ -90,7 +91,7 @@ class ResNetEncoder(nn.Module):
         else:
             # In float32 whatever the context: rounding here spreads into all stages. It makes up a tenth of the work
             # and, in bfloat16, most of the error of an anomaly map.
-            with torch.autocast(x.device.type, enabled=False):
+            with full_precision(x.device):
                 x = self.beginning(x)
         maps: List[Tensor] = [x]  # noqa: UP006
         if self.layer2 is not None:
