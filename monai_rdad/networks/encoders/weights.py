@@ -103,7 +103,7 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
             state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ValueError(
-            f"Weights file {file} cannot be read as tensors. It must be a state dict, saved with safetensors or torch.save."
+            f"Weights file {file} cannot be read as tensors. Give a state dict saved by safetensors or torch.save."
         ) from error
     if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
         raise ValueError(f"Weights file {file} holds no state dict (a mapping of names to tensors).")
