@@ -18,7 +18,7 @@ class GlobalCosineMiningLoss(nn.Module):
     Positions of a prediction that are easy get no gradient; the value of the loss is that of
     :class:`~monai_rdad.losses.distillation.CosineDistillationLoss` in any case. Easy is a position whose own cosine
     distance lies below :math:`\mu + \alpha \sigma`, mean and (unbiased) standard deviation of all positions of the pair
-    in the batch (Guo et al., NeurIPS 2023, section 3.4). In a distributed run that is the batch of one process.
+    in the batch (Guo et al., NeurIPS 2023, section 3). In a distributed run that is the batch of one process.
 
     :math:`\alpha` rises linearly from -3 (hardly any position is easy) to 1 over the first ``warmup`` iterations, then
     stays there. The loss counts its calls that take part in a gradient; the count is part of its state dict, so a

@@ -28,7 +28,7 @@ class ReContrast(RD4AD):
     Beside the frozen teacher stands a trainable encoder that starts from the same weights. One bottleneck and one
     decoder take the features of both, as two halves of one batch, and two heads of 1x1 convolutions per scale turn the
     decoder's maps into predictions. They cross: from the trainable encoder's features those of the teacher are
-    predicted, and the other way round (section 3.3).
+    predicted, and the other way round (section 3). The forward pass returns these six pairs, the teacher's maps first.
 
     No target carries a gradient: the trainable encoder learns through what it feeds into the bottleneck, and not by
     making itself a target that is easy to predict. Its batch norms follow ``train()`` and ``eval()``, the teacher's
@@ -50,7 +50,7 @@ class ReContrast(RD4AD):
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def pairs(self, image: Tensor) -> FeaturePairs:
-        """Six pairs: three of the teacher's maps with their predictions, then three of the trainable encoder's."""
+        """The computation itself, in the precision of the caller's context."""
         image = image.contiguous(memory_format=torch.channels_last)
         frozen = self.teacher(image)
         adapted = self.encoder(image)
