@@ -10,7 +10,7 @@ __all__ = ["FeaturePairs"]
 
 
 class FeaturePairs(NamedTuple):
-    """Feature maps to be compared, one entry per scale, finest scale first.
+    """Feature maps to be compared, one entry per scale, finest scale first; of several branches, one after the other.
 
     Args:
         targets: teacher maps, each (B, C_l, H_l, W_l), without gradient.

@@ -63,7 +63,7 @@ class AnomalyMap(nn.Module):
             image: float (B, 1 or 3, H, W) in [0, 1].
 
         Returns:
-            float32 (B, 1, H, W), values in [0, 2 * scales].
+            float32 (B, 1, H, W), values in [0, 2 * pairs].
         """
         pairs: FeaturePairs = self.network(image)
         if torch.jit.is_scripting():

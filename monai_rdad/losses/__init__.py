@@ -5,5 +5,6 @@ from __future__ import annotations
 
 from .contrastive import ScaleContrastiveLoss
 from .distillation import CosineDistillationLoss, cosine_distance
+from .mining import GlobalCosineMiningLoss
 
-__all__ = ["CosineDistillationLoss", "ScaleContrastiveLoss", "cosine_distance"]
+__all__ = ["CosineDistillationLoss", "GlobalCosineMiningLoss", "ScaleContrastiveLoss", "cosine_distance"]

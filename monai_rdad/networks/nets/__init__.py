@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from .rd4ad import RD4AD
+from .recontrast import ReContrast
 from .scrd import SCRD
 
-__all__ = ["RD4AD", "SCRD"]
+__all__ = ["RD4AD", "SCRD", "ReContrast"]
