@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
+from .esc_drkd import ESCDRKD
 from .rd4ad import RD4AD
 from .scrd import SCRD
 
-__all__ = ["RD4AD", "SCRD"]
+__all__ = ["ESCDRKD", "RD4AD", "SCRD"]
