@@ -34,8 +34,7 @@ class CentreMaskedConv2d(nn.Conv2d):
 
 
 def _layer(convolution: nn.Conv2d) -> nn.Sequential:
-    # no bias and no affine parameters: the normalisation that follows would cancel the one, PyTorch's default lacks the
-    # other
+    # PyTorch's default for instance normalisation: no parameters of its own
     return nn.Sequential(convolution, nn.InstanceNorm2d(convolution.out_channels), nn.LeakyReLU(inplace=True))
 
 
