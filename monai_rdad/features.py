@@ -12,6 +12,8 @@ __all__ = ["FeaturePairs"]
 class FeaturePairs(NamedTuple):
     """Feature maps to be compared, one entry per scale, finest scale first; of several branches, one after the other.
 
+    In training a network may append further pairs for the loss; without a corrupted image it returns those of the map.
+
     Args:
         targets: teacher maps, each (B, C_l, H_l, W_l), without gradient.
         predictions: student maps of the same shapes.

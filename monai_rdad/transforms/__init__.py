@@ -14,15 +14,26 @@ from .intensity import (
 from .io import ReadImage, ReadImaged, ReadMask, ReadMaskd
 from .score import ScoreReduction, ScoreReductiond
 from .spatial import ResizeInPlane, ResizeInPlaned
-from .synthesis import RandSimplexNoise, RandSimplexNoised
+from .synthesis import (
+    CutPasteParameters,
+    RandCutPaste,
+    RandCutPasted,
+    RandSimplexNoise,
+    RandSimplexNoised,
+    cut_paste,
+    draw_cut_paste,
+)
 
 __all__ = [
+    "CutPasteParameters",
     "DequantizeIntensity",
     "DequantizeIntensityd",
     "NormalizeByPreset",
     "NormalizeByPresetd",
     "QuantizeIntensity",
     "QuantizeIntensityd",
+    "RandCutPaste",
+    "RandCutPasted",
     "RandSimplexNoise",
     "RandSimplexNoised",
     "ReadImage",
@@ -33,4 +44,6 @@ __all__ = [
     "ResizeInPlaned",
     "ScoreReduction",
     "ScoreReductiond",
+    "cut_paste",
+    "draw_cut_paste",
 ]

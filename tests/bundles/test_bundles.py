@@ -294,7 +294,7 @@ def test_paper_settings_instantiate(bundle, tiny_set, tmp_path):
     )
     workflow.initialize()
     trainer = workflow.trainer
-    assert trainer.state.max_epochs >= 200
+    assert trainer.state.max_epochs >= 50
     assert trainer.network.teacher.layer1[0].conv2.weight.shape == (128, 128, 3, 3)
     workflow.finalize()
 

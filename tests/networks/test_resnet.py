@@ -50,6 +50,17 @@ def test_number_of_parameters_is_torchvisions(name):
     assert sum(p.numel() for p in encoder.parameters()) == PARAMETERS[name]
 
 
+def test_later_stages_can_be_left_out():
+    encoder = FrozenEncoder("resnet18", stages=4)
+    x = torch.rand(1, 1, 64, 64)
+    maps = encoder(x)
+    assert len(maps) == 4
+    for stages in (1, 2, 3):
+        fewer = encoder(x, stages)
+        assert len(fewer) == stages
+        assert all(torch.equal(a, b) for a, b in zip(fewer, maps, strict=False))
+
+
 def test_wide_resnet_shapes_and_inner_width():
     with torch.device("meta"):
         encoder = ResNetEncoder("wide_resnet50_2", stages=3)

@@ -84,8 +84,8 @@ class ResNetEncoder(nn.Module):
         self.layer4 = build(4, spec.channels(3)) if stages > 3 else None
         init_convolutions(self)
 
-    def features(self, x: Tensor) -> List[Tensor]:  # noqa: UP006
-        """Maps after each built stage for a normalised RGB image (B, 3, H, W)."""
+    def features(self, x: Tensor, stages: int = 4) -> List[Tensor]:  # noqa: UP006
+        """Maps after each built stage, up to the given one, for a normalised RGB image (B, 3, H, W)."""
         if torch.jit.is_scripting():
             x = self.beginning(x)
         else:
@@ -94,13 +94,13 @@ class ResNetEncoder(nn.Module):
             with full_precision(x.device):
                 x = self.beginning(x)
         maps: List[Tensor] = [x]  # noqa: UP006
-        if self.layer2 is not None:
+        if self.layer2 is not None and stages >= 2:
             x = self.layer2(x)
             maps.append(x)
-        if self.layer3 is not None:
+        if self.layer3 is not None and stages >= 3:
             x = self.layer3(x)
             maps.append(x)
-        if self.layer4 is not None:
+        if self.layer4 is not None and stages >= 4:
             x = self.layer4(x)
             maps.append(x)
         return maps
@@ -109,16 +109,17 @@ class ResNetEncoder(nn.Module):
         """Stem and first stage."""
         return self.layer1(self.maxpool(self.relu(self.bn1(self.conv1(x)))))
 
-    def forward(self, x: Tensor) -> List[Tensor]:  # noqa: UP006
+    def forward(self, x: Tensor, stages: int = 4) -> List[Tensor]:  # noqa: UP006
         """Feature maps after each built stage.
 
         Args:
             x: image in [0, 1], float (B, 1 or 3, H, W); one channel is repeated.
+            stages: the last stage to compute, if it is built.
 
         Returns:
             One map per stage, finest first: (B, C, H/4, W/4), (B, 2C, H/8, W/8), ...
         """
-        return self.features((x - self.mean) / self.std)
+        return self.features((x - self.mean) / self.std, stages)
 
 
 class FrozenEncoder(ResNetEncoder):
@@ -139,7 +140,7 @@ class FrozenEncoder(ResNetEncoder):
         super().train(False)
         return self
 
-    def forward(self, x: Tensor) -> List[Tensor]:  # noqa: UP006
+    def forward(self, x: Tensor, stages: int = 4) -> List[Tensor]:  # noqa: UP006
         """As :class:`ResNetEncoder`, without gradient."""
         with torch.no_grad():
-            return self.features((x - self.mean) / self.std)
+            return self.features((x - self.mean) / self.std, stages)

@@ -135,7 +135,8 @@ def load_encoder_weights(module: nn.Module, encoder: str, weights: str) -> None:
         what = f"lacks {missing[0]}" if missing else f"has another shape for {shapes[0]}"
         raise ValueError(
             f"Weights file {path} does not fit encoder '{encoder}': it {what} "
-            f"({len(missing) + len(shapes)} such tensors). Choose the file of this encoder."
+            f"({len(missing) + len(shapes)} such tensors). Choose the file of this encoder, or settings that need "
+            "no more than the file holds."
         )
     # num_batches_tracked plays no part in eval mode and is missing in older files
     module.load_state_dict({k: state.get(k, v) for k, v in own.items()})

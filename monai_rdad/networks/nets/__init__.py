@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+from .esc_drkd import ESCDRKD
 from .rd4ad import RD4AD
 from .recontrast import ReContrast
 from .scrd import SCRD
 
-__all__ = ["RD4AD", "SCRD", "ReContrast"]
+__all__ = ["ESCDRKD", "RD4AD", "SCRD", "ReContrast"]

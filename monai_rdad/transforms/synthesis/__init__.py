@@ -3,7 +3,16 @@
 
 from __future__ import annotations
 
-from .array import RandSimplexNoise
-from .dictionary import RandSimplexNoised
+from .array import RandCutPaste, RandSimplexNoise
+from .cut_paste import CutPasteParameters, cut_paste, draw_cut_paste
+from .dictionary import RandCutPasted, RandSimplexNoised
 
-__all__ = ["RandSimplexNoise", "RandSimplexNoised"]
+__all__ = [
+    "CutPasteParameters",
+    "RandCutPaste",
+    "RandCutPasted",
+    "RandSimplexNoise",
+    "RandSimplexNoised",
+    "cut_paste",
+    "draw_cut_paste",
+]

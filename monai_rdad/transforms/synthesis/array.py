@@ -10,11 +10,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from monai.config.type_definitions import NdarrayOrTensor
-from monai.data.meta_tensor import MetaTensor
 from monai.transforms.transform import RandomizableTransform
 from monai.utils.enums import TransformBackends
 from numpy.typing import NDArray
 
+from .cut_paste import NUM_DRAWS, CutPasteParameters, check_sizes, check_strengths, paste_window, place_patches
+from .patch import copy_unit_image, side_range
 from .simplex import PERIOD, TABLE_SIZE, fractal_noise
 
 
@@ -88,19 +89,6 @@ class RandSimplexNoise(RandomizableTransform):
         self._permutation = np.arange(TABLE_SIZE)
         self._patches: list[_Patch] = []
 
-    def _side_range(self, side: int) -> tuple[int, int]:
-        """Smallest and largest patch side, in pixels, for an image side."""
-        # The small number keeps a product that is whole but for rounding on its integer.
-        low = max(1, math.ceil(self.size_range[0] * side - 1e-6))
-        high = math.floor(self.size_range[1] * side + 1e-6)
-        if high < low:
-            raise ValueError(
-                f"An image side of {side} pixels is too small for a patch of {self.size_range[0]:.4f} to "
-                f"{self.size_range[1]:.4f} of it: no whole number of pixels lies in that range. Use larger images or "
-                "another size_range."
-            )
-        return low, high
-
     def randomize(self, data: tuple[int, int]) -> None:
         """Draw whether to corrupt, the patches and the noise's seed.
 
@@ -110,7 +98,7 @@ class RandSimplexNoise(RandomizableTransform):
         Raises:
             ValueError: the image is too small for any patch.
         """
-        sides = [self._side_range(side) for side in data]
+        sides = [side_range(side, self.size_range) for side in data]
         super().randomize(None)
         self._patches = []
         if not self._do_transform:
@@ -140,21 +128,7 @@ class RandSimplexNoise(RandomizableTransform):
         Raises:
             ValueError: the image is not a float (C, H, W) array in [0, 1], or too small for a patch.
         """
-        image = img if isinstance(img, torch.Tensor) else torch.as_tensor(img)
-        result = image.clone()
-        # Plain views of the same storage: MetaTensor would carry its metadata through every step.
-        values = result.as_tensor() if isinstance(result, MetaTensor) else result
-        if values.ndim != 3 or not values.is_floating_point():
-            raise ValueError(
-                f"Simplex noise needs a float image (C, H, W), got {values.dtype} of shape {tuple(values.shape)}. "
-                "Scale it to [0, 1] first."
-            )
-        low, high = (float(v) for v in values.aminmax())
-        if not (low >= -1e-3 and high <= 1 + 1e-3):
-            raise ValueError(
-                f"Simplex noise needs values in [0, 1], got {low:.4g} to {high:.4g}. Scale the image first."
-            )
-
+        result, values = copy_unit_image(img, "Simplex noise")
         channels, height, width = values.shape
         if randomize:
             self.randomize((height, width))
@@ -177,4 +151,108 @@ class RandSimplexNoise(RandomizableTransform):
             if self.clip:
                 values[inside].clamp_(0.0, 1.0)
             mask[inside] = 1
+        return (result, mask) if self.return_mask else result
+
+
+class RandCutPaste(RandomizableTransform):
+    """Paste a square patch of an image elsewhere into the same image: CutPaste (Li et al., CVPR 2021).
+
+    The defaults are those of ESC-DRKD (Ge et al., Neurocomputing 651, 130994): the side of the patch comes from a
+    mixture of small, middle and large ranges, scaled from 256 px to the image, and inside the place where it goes
+    ``x~ = patch + blend * x``. ``blend=0`` and ``jitter=0.1`` give the pasting rule of CutPaste's own paper (arXiv
+    2104.04015), less its oblong shapes and its shift of hue. Outside, the result is bit for bit the input.
+
+    Two things differ from the publication of ESC-DRKD: the result is clipped to [0, 1], the range that the networks are
+    documented for (``clip=False`` for the published form), and a patch never goes back to its own place.
+
+    All random numbers come from ``self.R`` in :py:meth:`randomize`, so ``set_random_state`` makes them reproducible.
+    For a whole batch at once there is :py:func:`~monai_rdad.transforms.synthesis.cut_paste`.
+
+    Args:
+        prob: probability that an image is corrupted.
+        sizes: "mixed" (20 % of 150 to 200, 30 % of 64 to 100, 50 % of 10 to 32 pixels at 256), "small" (10 to 32), or a
+            list of (weight, smallest, largest), the last two as fractions of the image's shorter side, at most 0.99.
+        blend: factor on the pixels pasted over, 0 to 1.
+        rotation: largest angle of the patch in degrees, either way, 0 to 180; corners that leave the image are cut off.
+        jitter: largest deviation from 1 of the factors on the patch's brightness, contrast and saturation, 0 to 1.
+        clip: clip the patch to [0, 1].
+        return_mask: return the pair (image, mask), the mask being 1 where something was pasted and 0 elsewhere.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+
+    backend = [TransformBackends.TORCH]  # noqa: RUF012 - MONAI declares it so
+
+    def __init__(
+        self,
+        prob: float = 1.0,
+        sizes: str | Sequence[Sequence[float]] = "mixed",
+        blend: float = 0.2,
+        rotation: float = 0.0,
+        jitter: float = 0.0,
+        clip: bool = True,
+        return_mask: bool = False,
+    ) -> None:
+        super().__init__(prob)
+        check_strengths(blend, rotation, jitter)
+        self.sizes = check_sizes(sizes)
+        self.blend = blend
+        self.rotation = rotation
+        self.jitter = jitter
+        self.clip = clip
+        self.return_mask = return_mask
+        self._parameters: CutPasteParameters | None = None
+        self._size = (0, 0)
+
+    def randomize(self, data: tuple[int, int]) -> None:
+        """Draw whether to corrupt, the patch's size and its two places.
+
+        Args:
+            data: (height, width) of the image.
+
+        Raises:
+            ValueError: the image is too small for one of the size ranges.
+        """
+        super().randomize(None)
+        self._size = data
+        uniform = torch.from_numpy(self.R.uniform(size=(1, NUM_DRAWS)))
+        parameters = place_patches(uniform, *data, self.sizes, self.rotation, self.jitter)
+        self._parameters = parameters if self._do_transform else None
+
+    def __call__(
+        self, img: NdarrayOrTensor, randomize: bool = True
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        """Return a corrupted copy.
+
+        Args:
+            img: float image (C, H, W) with values in [0, 1].
+            randomize: draw anew; otherwise repeat the last draw, which must have been for an image of this size.
+
+        Returns:
+            The corrupted image, a new tensor of the input's shape, dtype, device and (if any) metadata; with
+            ``return_mask`` also the mask, uint8 (1, H, W) of 0 and 1.
+
+        Raises:
+            ValueError: the image is not a float (C, H, W) array in [0, 1], too small for a patch, or of another size
+                than that of the last draw.
+        """
+        result, values = copy_unit_image(img, "CutPaste")
+        size = (values.shape[1], values.shape[2])
+        if randomize:
+            self.randomize(size)
+        mask = torch.zeros((1, *size), dtype=torch.uint8, device=values.device)
+        if (p := self._parameters) is not None:
+            if size != self._size:
+                raise ValueError(f"The last draw was for an image of {self._size}, not {size}: use randomize=True.")
+            # no more of the image than the turned patch covers
+            side, angle = p.side.item(), p.angle.item()
+            spare = side / 2 * (abs(math.cos(angle)) + abs(math.sin(angle)) - 1)
+            (top, bottom), (left, right) = (
+                (max(0, math.floor(start.item() - spare)), min(end, math.ceil(start.item() + side + spare)))
+                for start, end in zip((p.top, p.left), size, strict=True)
+            )
+            window = (top, left, bottom - top, right - left)
+            painted, covered = paste_window(values[None], p.to(values.device), window, self.blend, self.clip)
+            values[:, top:bottom, left:right], mask[:, top:bottom, left:right] = painted[0], covered[0]
         return (result, mask) if self.return_mask else result
