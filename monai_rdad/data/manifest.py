@@ -7,7 +7,7 @@ A manifest is a JSON file of one of two forms:
 2. a flat list ``[record, ...]`` whose records are items with a "split".
 
 An item has "image" (path relative to the data set's folder), "label" (0 normal, 1 abnormal) and optionally "mask"
-(path or null) and "group" (patient, scan or slide). Other keys are passed over.
+(path or null), "group" (patient, scan or slide) and "stratum" (scanner or site). Other keys are passed over.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def load_manifest(
     Returns:
         The four splits (missing ones are empty), each a list of items: "image" absolute path, "label" 0 or 1, "mask"
         absolute path (left out where there is none, and for training and calibration, which are normal throughout),
-        "group" (default: the name) and "name" (the path as the manifest has it; unique).
+        "group" (default: the name), "stratum" (default: empty) and "name" (the path as the manifest has it; unique).
 
     Raises:
         ManifestError: see there.
@@ -230,6 +230,7 @@ def _parse(content: Any, source: Path, folder: Path) -> dict[str, list[Item]]:
         name, group, mask = record["image"], record.get("group"), record.get("mask")
         item: Item = {"image": str(folder / name), "label": record["label"], "name": name}
         item["group"] = name if group is None else str(group)
+        item["stratum"] = str(record.get("stratum") or "")
         if mask is not None:
             item["mask"] = str(folder / mask)
         splits[split].append(item)
@@ -242,7 +243,7 @@ def _parse(content: Any, source: Path, folder: Path) -> dict[str, list[Item]]:
 def _schema_problem(record: Any, split: str | None) -> str | None:
     if not isinstance(record, dict):
         return f"is a {_json_type(record)}, it must be an object with 'image' and 'label'"
-    image, label, mask, group = (record.get(key) for key in ("image", "label", "mask", "group"))
+    image, label, mask, group, stratum = (record.get(key) for key in ("image", "label", "mask", "group", "stratum"))
     if not isinstance(image, str) or not image:
         return f"'image' is {image!r}, it must be a path"
     if isinstance(label, bool) or label not in (0, 1) or not isinstance(label, int):
@@ -251,6 +252,8 @@ def _schema_problem(record: Any, split: str | None) -> str | None:
         return f"'mask' is {mask!r}, it must be a path, null or absent"
     if group is not None and (isinstance(group, bool) or not isinstance(group, (str, int))):
         return f"'group' is {group!r}, it must be a text or a whole number"
+    if stratum is not None and not isinstance(stratum, str):
+        return f"'stratum' is {stratum!r}, it must be a text"
     if split is None:
         return f"'split' is {record.get('split')!r}, it must be one of {', '.join(_SPLIT_NAMES)}"
     return None

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from monai_rdad.handlers.anomaly_metrics import AnomalyMetrics
+from monai_rdad.handlers.calibration import Calibration, CalibrationWriter, load_calibration
 from monai_rdad.handlers.checkpoint import ResumableCheckpoint
 from monai_rdad.handlers.mlflow import AnomalyMLFlow
 from monai_rdad.handlers.progress import Progress
@@ -12,8 +13,11 @@ from monai_rdad.handlers.trained import TrainedCheckpointLoader, load_settings
 __all__ = [
     "AnomalyMLFlow",
     "AnomalyMetrics",
-    "TrainedCheckpointLoader",
+    "Calibration",
+    "CalibrationWriter",
     "Progress",
     "ResumableCheckpoint",
+    "TrainedCheckpointLoader",
+    "load_calibration",
     "load_settings",
 ]

@@ -19,10 +19,12 @@ from ignite.engine import Engine, Events
 from monai.utils.type_conversion import convert_to_tensor
 from numpy.typing import NDArray
 
+from monai_rdad.handlers.calibration import Calibration
 from monai_rdad.metrics import (
     PixelAccumulator,
     bootstrap_image_metrics,
     bootstrap_pixel_metrics,
+    bootstrap_rate,
     group_strata,
     image_metrics,
 )
@@ -34,12 +36,23 @@ logger = logging.getLogger(__name__)
 
 
 class ImageScore(NamedTuple):
-    """One row of scores.csv: the image's name and group, its label (0 normal, 1 abnormal) and its score."""
+    """One row of scores.csv.
+
+    Attributes:
+        name: of the image.
+        group: its patient, scan or slide.
+        label: 0 normal, 1 abnormal.
+        score: of its map.
+        p_value: conformal p-value of the score, empty without calibration.
+        area: fraction of its map above the calibrated threshold, empty without calibration.
+    """
 
     name: str
     group: str
     label: int
     score: float
+    p_value: float | str = ""
+    area: float | str = ""
 
 
 class _Sample(NamedTuple):
@@ -61,7 +74,11 @@ class AnomalyMetrics:
 
     - `image_auroc`, `image_ap`, `oracle_f1`, `oracle_accuracy`, `sensitivity_at_95_specificity`;
     - if any mask has shown both kinds of pixel: `pixel_auroc`, `pixel_ap`, `aupro_0.3`, `oracle_dice`;
-    - for each of them, with `bootstrap` > 0, `<name>_ci_low` and `<name>_ci_high`;
+    - with a calibration, at the false-positive rate `alpha` that it promises: `false_positive_rate_at_<alpha>` of the
+      normal and `sensitivity_at_<alpha>` of the abnormal images; `normal_area_at_<area_alpha>`, the mean fraction of
+      normal images above the map value that promises at most `area_alpha`, and with masks `dice_at_area_<area_alpha>`
+      at that value, pooled over all pixels;
+    - for each of them but the last, with `bootstrap` > 0, `<name>_ci_low` and `<name>_ci_high`;
     - `n_images`, `n_abnormal` (images), `n_groups`; for pixels `n_pixel_images` (with known pixels) and `n_regions`.
 
     Under torch.distributed every rank ends with the figures of all ranks. The images with which a `DistributedSampler`
@@ -76,6 +93,10 @@ class AnomalyMetrics:
         pixel: whether to evaluate masks.
         seed: seed of the resamples.
         output_dir: folder for metrics.json and scores.csv, written when the epoch is complete, by rank 0 only.
+        calibration: of the network, or None; not used, with a warning, where it is of volumes and the maps are of
+            images, or the other way round.
+        alpha: nominal false-positive rate of images.
+        area_alpha: nominal false-positive area of a normal image.
 
     Attributes:
         scores: after the epoch one row per image, sorted by name.
@@ -88,7 +109,13 @@ class AnomalyMetrics:
         pixel: bool = True,
         seed: int = 0,
         output_dir: str | os.PathLike[str] | None = None,
+        calibration: Calibration | None = None,
+        alpha: float = 0.05,
+        area_alpha: float = 0.01,
     ) -> None:
+        self.calibration = calibration
+        self.alpha = alpha
+        self.area_alpha = area_alpha
         self.reduction = reduction or _largest
         self.bootstrap = bootstrap
         self.pixel = pixel
@@ -105,7 +132,7 @@ class AnomalyMetrics:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._complete)
 
     def write(self, output_dir: str | os.PathLike[str]) -> None:
-        """Write metrics.json (figures that do not exist are null) and scores.csv (name, group, label, score)."""
+        """Write metrics.json (figures that do not exist are null) and scores.csv (an :class:`ImageScore` per image)."""
         figures = {k: v if math.isfinite(v) else None for k, v in self._metrics.items()}
         with atomic_path(os.path.join(output_dir, "metrics.json")) as path:
             path.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
@@ -142,10 +169,13 @@ class AnomalyMetrics:
         ]
         groups = _column(batch, "group", len(maps)) or names
         arrays = maps[:, 0].cpu().numpy()
+        decisions = self._decisions(batch, scores, arrays)
         masks: Sequence[Any] = [None] * len(maps)
         if self.pixel and "mask" in batch:
             masks = convert_to_tensor(batch["mask"], track_meta=False)[:, 0].cpu().numpy()
-        for name, group, label, score, array, mask in zip(names, groups, labels, scores, arrays, masks, strict=True):
+        for name, group, label, score, decision, array, mask in zip(
+            names, groups, labels, scores, decisions, arrays, masks, strict=True
+        ):
             if not math.isfinite(score):
                 raise ValueError(f"The score of {name!r} is {score}: its anomaly map or the reduction is broken.")
             if label not in (0, 1):
@@ -153,7 +183,20 @@ class AnomalyMetrics:
             if str(name) in self._names:
                 raise ValueError(f"{name!r} came twice in one epoch: every image needs a name of its own.")
             self._names.add(str(name))
-            self._pending.append(_Sample(ImageScore(str(name), str(group or name), int(label), score), array, mask))
+            row = ImageScore(str(name), str(group or name), int(label), score, *decision)
+            self._pending.append(_Sample(row, array, mask))
+
+    def _decisions(
+        self, batch: dict[str, Any], scores: list[float], maps: NDArray[np.float32]
+    ) -> list[tuple[float | str, float | str]]:
+        """(p-value, area above the threshold) of each image, empty without a calibration for this kind of image."""
+        if self.calibration is None or not self.calibration.fits(maps.ndim == 4):
+            return [("", "")] * len(scores)
+        strata = _column(batch, "stratum", len(scores)) or [""] * len(scores)
+        return [
+            (self.calibration.p_value(score, s), self.calibration.area(array, self.area_alpha, s))
+            for score, array, s in zip(scores, maps, strata, strict=True)
+        ]
 
     def _commit(self) -> None:
         """Take the waiting batch in."""
@@ -197,6 +240,7 @@ class AnomalyMetrics:
             intervals |= bootstrap_pixel_metrics(self._pixels, strata, self.bootstrap, self.seed)
             for name, (low, high) in intervals.items():
                 figures |= {f"{name}_ci_low": low, f"{name}_ci_high": high}
+        figures |= self._decision_figures()
         figures |= {"n_images": len(labels), "n_abnormal": sum(labels), "n_groups": len(strata)}
         if "pixel_auroc" in figures:
             figures |= {"n_pixel_images": self._pixels.images, "n_regions": self._pixels.regions}
@@ -206,6 +250,34 @@ class AnomalyMetrics:
             logger.info("%d images, %d abnormal: %s", len(labels), sum(labels), self._summary())
             if self.output_dir is not None:
                 self.write(self.output_dir)
+
+    def _decision_figures(self) -> dict[str, float]:
+        """What came of the calibrated thresholds; empty without them."""
+        if self.calibration is None or any(row.p_value == "" for row in self.scores):
+            return {}
+        figures: dict[str, float] = {}
+        # sums of 1 / n may miss alpha by a rounding error
+        called = [float(r.p_value) <= self.alpha + 1e-9 for r in self.scores]
+        columns: tuple[tuple[str, int, Sequence[float]], ...] = (
+            (f"false_positive_rate_at_{self.alpha:g}", 0, called),
+            (f"sensitivity_at_{self.alpha:g}", 1, called),
+            (f"normal_area_at_{self.area_alpha:g}", 0, [float(r.area) for r in self.scores]),
+        )
+        for name, label, values in columns:
+            chosen = [i for i, row in enumerate(self.scores) if row.label == label]
+            if not chosen:
+                continue
+            mine, groups = [float(values[i]) for i in chosen], [self.scores[i].group for i in chosen]
+            figures[name] = float(np.mean(mine))
+            if self.bootstrap:
+                low, high = bootstrap_rate(mine, groups, self.bootstrap, self.seed)
+                figures |= {f"{name}_ci_low": low, f"{name}_ci_high": high}
+        threshold = self.calibration.area_threshold(self.area_alpha)
+        if self._pixels.total is not None and math.isfinite(threshold) and len(self.calibration.scores) == 1:
+            normal, abnormal, _ = self._pixels.total.above(threshold)
+            positives = abnormal + normal + self._pixels.total.counts[1].sum()
+            figures[f"dice_at_area_{self.area_alpha:g}"] = float(2 * abnormal / positives) if positives else math.nan
+        return figures
 
     def _summary(self) -> str:
         """The main figures with their intervals, for people who watch."""

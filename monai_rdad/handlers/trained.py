@@ -20,7 +20,7 @@ from monai_rdad.utils import atomic_path
 
 __all__ = ["TrainedCheckpointLoader", "load_settings", "save_trained"]
 
-WEIGHTS, SETTINGS = "model.pt", "model.json"
+WEIGHTS, SETTINGS, CALIBRATION = "model.pt", "model.json", "calibration.json"
 
 
 def save_trained(ckpt_dir: str | os.PathLike[str], network: nn.Module, settings: Mapping[str, Any]) -> Path:
@@ -28,6 +28,7 @@ def save_trained(ckpt_dir: str | os.PathLike[str], network: nn.Module, settings:
 
     - ``model.json``: the settings, first, so that weights never stand beside older settings.
     - ``model.pt``: the state dict on the CPU, without the prefix of a distributed wrapper.
+    - a ``calibration.json`` of earlier weights is deleted.
     - ``model_final.pt``: the same file, the name that MONAI's ``MonaiAlgo`` asks for.
 
     Args:
@@ -39,6 +40,7 @@ def save_trained(ckpt_dir: str | os.PathLike[str], network: nn.Module, settings:
         Path of the weights.
     """
     folder = Path(ckpt_dir)
+    (folder / CALIBRATION).unlink(missing_ok=True)  # of earlier weights
     with atomic_path(folder / SETTINGS) as path:
         path.write_text(json.dumps(dict(settings), indent=2) + "\n", encoding="utf-8")
     with atomic_path(folder / WEIGHTS) as path:

@@ -6,20 +6,26 @@ from __future__ import annotations
 from monai_rdad.metrics.bootstrap import (
     bootstrap_image_metrics,
     bootstrap_pixel_metrics,
+    bootstrap_rate,
     group_strata,
     resampling_weights,
 )
+from monai_rdad.metrics.conformal import AreaRisk, ConformalScores, false_positive_band
 from monai_rdad.metrics.image import IMAGE_METRICS, image_metrics
 from monai_rdad.metrics.pixel import AUPRO_LIMIT, PIXEL_METRICS, PixelAccumulator, PixelHistogram
 
 __all__ = [
     "AUPRO_LIMIT",
     "IMAGE_METRICS",
+    "AreaRisk",
+    "ConformalScores",
     "PIXEL_METRICS",
     "PixelAccumulator",
     "PixelHistogram",
     "bootstrap_image_metrics",
     "bootstrap_pixel_metrics",
+    "bootstrap_rate",
+    "false_positive_band",
     "group_strata",
     "image_metrics",
     "resampling_weights",

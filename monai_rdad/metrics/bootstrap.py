@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from monai_rdad.metrics.image import check_scores, image_curve_figures, score_histograms
 from monai_rdad.metrics.pixel import PixelAccumulator, pixel_curve_figures
 
-__all__ = ["bootstrap_image_metrics", "bootstrap_pixel_metrics", "group_strata", "resampling_weights"]
+__all__ = ["bootstrap_image_metrics", "bootstrap_rate", "bootstrap_pixel_metrics", "group_strata", "resampling_weights"]
 
 Intervals = dict[str, tuple[float, float]]
 
@@ -90,6 +90,27 @@ def bootstrap_image_metrics(
         for weights in resampling_weights(list(strata.values()), resamples, seed)
     ]
     return _intervals(blocks)
+
+
+def bootstrap_rate(
+    values: ArrayLike, groups: Sequence[str], resamples: int = 1000, seed: int = 0
+) -> tuple[float, float]:
+    """95 % interval of the mean of a value per image, for instance of a decision (0 or 1).
+
+    Args:
+        values: finite, (N,), of the images that the rate is about (all normal, or all abnormal).
+        groups: group of each image, N of them.
+        resamples: number of resamples.
+        seed: seed of the resamples.
+    """
+    names, index = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
+    totals = np.bincount(index, weights=np.asarray(values, dtype=np.float64), minlength=names.size)
+    sizes = np.bincount(index, minlength=names.size)
+    blocks = [
+        {"rate": (weights @ totals) / (weights @ sizes)}
+        for weights in resampling_weights([0] * names.size, resamples, seed)
+    ]
+    return _intervals(blocks)["rate"]
 
 
 def bootstrap_pixel_metrics(

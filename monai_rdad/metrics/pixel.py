@@ -80,6 +80,16 @@ class PixelHistogram:
             counts[0] -= counts[1]
         return cls(first, counts)
 
+    @staticmethod
+    def lower_edges(bins: NDArray[np.integer[Any]], bits: int = 0) -> NDArray[np.float32]:
+        """Smallest value of each bin, by its number in a histogram coarsened by ``bits``."""
+        return (bins.astype(np.uint32) << np.uint32(23 - _MANTISSA_BITS + bits)).view(np.float32)
+
+    def above(self, threshold: float) -> NDArray[np.float64]:
+        """Sums (3,) of the bins from that of ``threshold`` on."""
+        key = int(np.float32(threshold).view(np.uint32) >> (23 - _MANTISSA_BITS))
+        return np.asarray(self.counts[:, max(key - self.first, 0) :].sum(1), dtype=np.float64)
+
     def add(self, other: PixelHistogram) -> None:
         """Add another histogram with bins of the same width in place."""
         first = min(self.first, other.first)

@@ -23,6 +23,7 @@ from nibabel.orientations import aff2axcodes, io_orientation
 from numpy.typing import NDArray
 
 from monai_rdad.formats import DICOM_SUFFIXES, NIFTI_SUFFIXES, PICTURE_SUFFIXES
+from monai_rdad.handlers.calibration import Calibration
 from monai_rdad.transforms.io.array import SLICE_AXCODES, VOLUME_AXCODES
 from monai_rdad.utils import atomic_path
 from monai_rdad.visualize.overlay import overlay
@@ -49,6 +50,9 @@ class ScoreRow(NamedTuple):
         width: size of the input: columns of a picture, first axis of a volume.
         height: rows of a picture, second axis of a volume.
         depth: 1 of a picture, third axis of a volume.
+        p_value: conformal p-value of the score, empty without calibration, as are the next two.
+        abnormal: 1 if the p-value is at most alpha, else 0.
+        area: fraction of the map above the map value that promises at most ``area_alpha`` on a normal image.
         slice: most anomalous axial slice of a volume, as index into the input's own array; empty for a picture.
         max_value: map value of pixel 65535 of a PNG; empty for a NIfTI file, which holds the values themselves.
         map: file name of the map.
@@ -62,6 +66,9 @@ class ScoreRow(NamedTuple):
     width: int
     height: int
     depth: int
+    p_value: float | str
+    abnormal: int | str
+    area: float | str
     slice: int | str
     max_value: float | str
     map: str
@@ -77,6 +84,7 @@ class _Tile(NamedTuple):
 class _Picture(NamedTuple):
     path: Path
     tiles: list[_Tile]
+    outlined: float  # map value whose outline is drawn
 
 
 class PredictionWriter:
@@ -92,7 +100,8 @@ class PredictionWriter:
       scores.csv. :func:`read_map` reads it.
     - ``<name>_map.nii.gz`` for a volume (also one slice thick): float32, the values themselves, shape and affine of
       the input.
-    - ``<name>_overlay.png``: the map over the image, at most 768 px. Of a volume the nine slices with the highest
+    - ``<name>_overlay.png``: the map over the image, at most 768 px, with a calibration the outline of what lies above
+      its threshold. Of a volume the nine slices with the highest
       scores, in axial view, each with its index in the input.
     - ``scores.csv``, when the run is complete: a :class:`ScoreRow` per input, in the order of the inputs.
 
@@ -106,6 +115,11 @@ class PredictionWriter:
         reduction: from maps (B, 1, H, W[, D]) to scores (B,), as in training and evaluation.
         max_value: largest value of a map that a PNG can hold: 2 per scale of the network.
         scale: map values that overlays show as transparent and as brightest, or None.
+        calibration: of the network, or None for no decisions; not used, with a warning, where it is of volumes and the
+            input is an image, or the other way round.
+        alpha: false-positive rate at which an input is called abnormal.
+        area_alpha: fraction of a normal image that may lie above the outlined map value.
+        stratum: scanner or site of the inputs, if the calibration has such.
 
     Raises:
         ValueError: (during the run) an item without a name, or a map that is not finite; the message names the input.
@@ -117,11 +131,19 @@ class PredictionWriter:
         reduction: Callable[[torch.Tensor], torch.Tensor],
         max_value: float = 6.0,
         scale: tuple[float, float] | None = None,
+        calibration: Calibration | None = None,
+        alpha: float = 0.05,
+        area_alpha: float = 0.01,
+        stratum: str | None = None,
     ) -> None:
         self.output_dir = Path(output_dir)
         self.reduction = reduction
         self.max_value = float(max_value)
         self.scale = scale
+        self.calibration = calibration
+        self.alpha = alpha
+        self.area_alpha = area_alpha
+        self.stratum = stratum
 
     def attach(self, engine: Engine) -> None:
         """Register with a MONAI evaluator."""
@@ -135,20 +157,33 @@ class PredictionWriter:
         self._stems: set[str] = set()
         self._waiting: list[_Picture] = []
         self._scale = self.scale
+        # an infinite threshold, for want of calibration images, outlines nothing
+        self._outlined = (
+            self.calibration.area_threshold(self.area_alpha, self.stratum) if self.calibration else math.inf
+        )
 
     def _forward_completed(self, engine: Engine) -> None:
         # Before postprocessing resamples the map, so that scores and thresholds are those of the evaluation.
         maps = convert_to_tensor(engine.state.output["pred"], dtype=torch.float32, track_meta=False)
         self._scores = self.reduction(maps).reshape(-1).tolist()
+        self._decisions = [self._decide(s, m) for s, m in zip(self._scores, maps[:, 0], strict=True)]
+
+    def _decide(self, score: float, anomaly_map: torch.Tensor) -> tuple[float | str, int | str, float | str]:
+        """(p-value, 1 if abnormal, area above the threshold), empty without a calibration for this kind of input."""
+        if self.calibration is None or not self.calibration.fits(anomaly_map.ndim == 3) or not math.isfinite(score):
+            return "", "", ""
+        area = float((anomaly_map >= self._outlined).float().mean())
+        abnormal = int(score > self.calibration.threshold(self.alpha, self.stratum))
+        return self.calibration.p_value(score, self.stratum), abnormal, area
 
     def _iteration_completed(self, engine: Engine) -> None:
         batch, output = engine.state.batch, engine.state.output
         if not isinstance(batch, list) or not isinstance(output, list):
             raise ValueError("PredictionWriter reads single items: give the evaluator decollate=True.")
-        for item, result, score in zip(batch, output, self._scores, strict=True):
+        for item, result, score, decision in zip(batch, output, self._scores, self._decisions, strict=True):
             if "name" not in item:
                 raise ValueError('An input has no "name". Make the inputs with monai_rdad.data.list_inputs.')
-            self._write(str(item["name"]), result["image"], result["pred"], score)
+            self._write(str(item["name"]), result["image"], result["pred"], score, decision)
 
     def _completed(self, engine: Engine) -> None:
         self._draw_waiting()
@@ -161,7 +196,14 @@ class PredictionWriter:
             writer.writerows(self._rows)
         logger.info("%d inputs, scores in %s", len(self._rows), self.output_dir / "scores.csv")
 
-    def _write(self, name: str, image: torch.Tensor, pred: torch.Tensor, score: float) -> None:
+    def _write(
+        self,
+        name: str,
+        image: torch.Tensor,
+        pred: torch.Tensor,
+        score: float,
+        decision: tuple[float | str, int | str, float | str],
+    ) -> None:
         values = convert_to_tensor(pred, dtype=torch.float32, device="cpu", track_meta=False)[0].numpy()
         if not (np.isfinite(values).all() and math.isfinite(score)):
             raise ValueError(f"{name}: the anomaly map is not finite. Check the network's weights and precision.")
@@ -183,8 +225,9 @@ class PredictionWriter:
             raise ValueError(f"{name}: its map has lost the affine. Put Invertd into the evaluator's postprocessing.")
         largest, mean = float(values.max()), float(values.mean())
         files = (path.name, overlay_path.name)
-        self._rows.append(ScoreRow(name, score, largest, mean, width, height, depth, top, scale, *files))
-        self._waiting.append(_Picture(overlay_path, tiles))
+        self._rows.append(ScoreRow(name, score, largest, mean, width, height, depth, *decision, top, scale, *files))
+        outlined = math.inf if decision[0] == "" else self._outlined
+        self._waiting.append(_Picture(overlay_path, tiles, outlined))
         if self._scale is not None or len(self._waiting) == HOLD:
             self._draw_waiting()
 
@@ -284,7 +327,8 @@ def _draw(picture: _Picture, vmin: float, vmax: float) -> None:
 
     tiles = []
     for image, anomaly_map, caption in picture.tiles:
-        tile = Image.fromarray(overlay(image, anomaly_map, vmin, vmax))
+        found = (anomaly_map >= picture.outlined).astype(np.uint8)
+        tile = Image.fromarray(overlay(image, anomaly_map, vmin, vmax, mask=found))
         if caption:
             draw = ImageDraw.Draw(tile)
             draw.text((4, 2), caption, fill="white", stroke_width=1, stroke_fill="black", font_size=14)

@@ -20,6 +20,7 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from monai_rdad.data.phantoms import phantom_slice
+from monai_rdad.handlers import load_calibration
 from monai_rdad.utils import root_cause
 from monai_rdad.visualize.writer import read_map
 
@@ -159,6 +160,24 @@ def test_inference_on_pictures_agrees_with_the_evaluation(trained, tiny_set):
         assert Image.open(out / row["overlay"]).mode == "RGB"
 
 
+def test_calibration_leads_to_decisions(trained, tiny_set, tmp_path):
+    bundle, root, settings = trained
+    run(bundle, "train", "evaluate", "calibrate", tracking_uri="none", **settings)
+    calibration = load_calibration(root / "models", required=True)
+    assert calibration.scores[""].n_groups == 1
+    out = tmp_path / "predictions"
+    inputs = str(tiny_set / "testing" / "0.png")
+    run(bundle, "inference", bundle_root=str(root), output_dir=str(out), dataset_dir=".", input=inputs, alpha=0.6)
+    with (out / "scores.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    p_value = calibration.p_value(float(row["score"]))
+    assert float(row["p_value"]) == p_value and row["abnormal"] == str(int(p_value <= 0.6))
+    run(bundle, "train", "evaluate", tracking_uri="none", output_dir=str(out), bootstrap=0, alpha=0.6, **settings)
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert {"false_positive_rate_at_0.6", "sensitivity_at_0.6", "normal_area_at_0.01"} <= set(metrics)
+    (root / "models" / "calibration.json").unlink()
+
+
 def test_inference_on_a_volume_keeps_its_geometry(trained, volume):
     bundle, root, _ = trained
     out = root / "volume"
@@ -277,8 +296,9 @@ def test_folder_has_what_the_model_zoo_asks_for(bundle):
     assert metadata["network_data_format"]["outputs"]["pred"]["channel_def"] == {"0": "background", "1": "anomaly"}
 
 
-def test_multi_gpu_configs_are_one_text():
-    assert len({Path(configs(bundle, "multi_gpu_train")[0]).read_text() for bundle in BUNDLES}) == 1
+@pytest.mark.parametrize("name", ["multi_gpu_train", "calibrate"])
+def test_configs_that_do_not_depend_on_the_method_are_one_text(name):
+    assert len({Path(configs(bundle, name)[0]).read_text() for bundle in BUNDLES}) == 1
 
 
 @pytest.mark.parametrize("bundle", BUNDLES)

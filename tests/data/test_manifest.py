@@ -61,6 +61,7 @@ def test_both_forms_give_the_same(tmp_path: Path, dataset: dict[str, Any]) -> No
         "label": 1,
         "mask": str(tmp_path / "mask.png"),
         "group": "testing2",
+        "stratum": "",
         "name": "testing2.png",
     }
 
@@ -68,11 +69,13 @@ def test_both_forms_give_the_same(tmp_path: Path, dataset: dict[str, Any]) -> No
 def test_dataset_dir_unknown_keys_defaults(tmp_path: Path, dataset: dict[str, Any]) -> None:
     del dataset["training"][0]["group"]
     dataset["training"][1]["group"] = 17
+    dataset["training"][1]["stratum"] = "scanner a"
     dataset["training"][1]["mask"] = "mask.png"
     dataset |= {"name": "set", "numTraining": 3, "modality": {"0": "MR"}}
     manifest = save(tmp_path.parent, dataset, f"{tmp_path.name}.json")
     splits = load_manifest(manifest, tmp_path)
     assert [item["group"] for item in splits["training"]] == ["training0.png", "17", "training2"]
+    assert [item["stratum"] for item in splits["training"]] == ["", "scanner a", ""]
     assert "mask" not in splits["training"][1]  # normal by definition; keeps batches of one shape
     with pytest.raises(ManifestError, match=r"8 broken items(?s:.*)no such file(?s:.*)and 3 more"):
         load_manifest(manifest)

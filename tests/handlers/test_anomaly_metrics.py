@@ -57,7 +57,8 @@ def test_metrics_names_counts_and_files(tmp_path):
     with open(tmp_path / "new" / "folder" / "scores.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["name"] for row in rows] == [item["name"] for item in data]
-    assert rows[2] == {"name": "scan/02.png", "group": "patient1", "label": "0", "score": repr(scores[2])}
+    expected_row = {"name": "scan/02.png", "group": "patient1", "label": "0", "score": repr(scores[2])}
+    assert rows[2] == expected_row | {"p_value": "", "area": ""}
     assert sorted(p.name for p in (tmp_path / "new" / "folder").iterdir()) == ["metrics.json", "scores.csv"]
 
 

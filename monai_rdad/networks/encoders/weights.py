@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+
+from monai_rdad.utils import file_sha256
 
 __all__ = ["IMAGENET", "find_imagenet_weights", "load_encoder_weights", "read_weights"]
 
@@ -24,16 +25,8 @@ IMAGENET: dict[str, tuple[str, str]] = {
 }
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
 def _check_hash(path: Path, sha256: str) -> None:
-    actual = _sha256(path)
+    actual = file_sha256(path)
     if not actual.startswith(sha256):
         raise ValueError(
             f"Weights file {path} has SHA-256 {actual}, expected {sha256}{'...' if len(sha256) < 64 else ''}. "
