@@ -7,13 +7,16 @@ from monai_rdad.handlers.anomaly_metrics import AnomalyMetrics
 from monai_rdad.handlers.checkpoint import ResumableCheckpoint
 from monai_rdad.handlers.mlflow import AnomalyMLFlow
 from monai_rdad.handlers.progress import Progress
+from monai_rdad.handlers.support import EpisodeMonitor, SupportSet
 from monai_rdad.handlers.trained import TrainedCheckpointLoader, load_settings
 
 __all__ = [
     "AnomalyMLFlow",
     "AnomalyMetrics",
+    "EpisodeMonitor",
     "TrainedCheckpointLoader",
     "Progress",
     "ResumableCheckpoint",
+    "SupportSet",
     "load_settings",
 ]

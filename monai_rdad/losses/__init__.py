@@ -5,5 +5,6 @@ from __future__ import annotations
 
 from .contrastive import ScaleContrastiveLoss
 from .distillation import CosineDistillationLoss, cosine_distance
+from .dual_distillation import DualDistillationLoss
 
-__all__ = ["CosineDistillationLoss", "ScaleContrastiveLoss", "cosine_distance"]
+__all__ = ["CosineDistillationLoss", "DualDistillationLoss", "ScaleContrastiveLoss", "cosine_distance"]

@@ -5,6 +5,18 @@ from __future__ import annotations
 
 from .bottleneck import OneClassBottleneck
 from .decoder import MirroredDecoder
+from .matching import align, nearest, unit
 from .residual import BasicBlock, Bottleneck, residual_stage
+from .whitening import Whitening
 
-__all__ = ["BasicBlock", "Bottleneck", "MirroredDecoder", "OneClassBottleneck", "residual_stage"]
+__all__ = [
+    "BasicBlock",
+    "Bottleneck",
+    "MirroredDecoder",
+    "OneClassBottleneck",
+    "Whitening",
+    "align",
+    "nearest",
+    "residual_stage",
+    "unit",
+]

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
+from .d24fad import D24FAD
 from .rd4ad import RD4AD
 from .scrd import SCRD
 
-__all__ = ["RD4AD", "SCRD"]
+__all__ = ["D24FAD", "RD4AD", "SCRD"]
