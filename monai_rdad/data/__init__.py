@@ -19,8 +19,8 @@ if TYPE_CHECKING:
         task_folder,
         task_manifests,
     )
-    from .phantom_tasks import phantom_tasks
     from .phantoms import phantom_dataset
+    from .task_phantoms import phantom_tasks
 
 __all__ = [
     "SPLITS",
@@ -42,7 +42,7 @@ __all__ = [
 ]
 
 # The phantoms need SciPy, the episodes torch; who reads a manifest does not.
-_LATER = {"phantom_dataset": "phantoms", "phantom_tasks": "phantom_tasks"}
+_LATER = {"phantom_dataset": "phantoms", "phantom_tasks": "task_phantoms"}
 
 
 def __getattr__(name: str) -> Any:

@@ -67,10 +67,21 @@ class SupportSet:
 
     def attach(self, engine: Engine) -> None:
         """Register with a MONAI trainer or evaluator."""
-        engine.add_event_handler(Events.COMPLETED if hasattr(engine, "optimizer") else Events.STARTED, self._set)
+        engine.add_event_handler(Events.STARTED, self._started)
+
+    def _started(self, engine: Engine) -> None:
+        # only now: while handlers are attached a MONAI trainer has no optimizer yet
+        if not hasattr(engine, "optimizer"):
+            self._set(engine)
+        elif not engine.has_event_handler(self._set, Events.COMPLETED):
+            engine.add_event_handler(Events.COMPLETED, self._set)
 
     def _set(self, engine: Engine) -> None:
         network = _few_shot(self.network)
+        if not hasattr(engine, "optimizer"):
+            # MONAI's evaluator brings a network back to training mode after each batch that it found in it, and a
+            # network that trains forgets its supports.
+            engine.network.eval()
         if isinstance(self.support, (str, os.PathLike)):
             if not Path(self.support).expanduser().is_dir():
                 load_support(Path(self.support).expanduser(), network)
