@@ -18,8 +18,9 @@ def unit(x: Tensor, dim: int) -> Tensor:
 def align(query: Tensor, support: Tensor, window: int) -> Tensor:
     """Moves to each query position the most similar (cosine) vector of each support from a window around it.
 
-    A row of the query is compared with the 2 ``window`` + 1 rows around it as one matrix product; memory grows with the
-    window's edge, not with its area. The choice has no gradient, the chosen vectors keep theirs.
+    A row of the query is compared with whole rows of the supports, one matrix product for each of the
+    2 ``window`` + 1 rows around it, so memory does not grow with the window. The choice has no gradient, the chosen
+    vectors keep theirs.
 
     Args:
         query: (B, C, H, W).
@@ -34,18 +35,26 @@ def align(query: Tensor, support: Tensor, window: int) -> Tensor:
         return support
     b, c, h, w = query.shape
     k = support.shape[1]
-    edge = 2 * reach + 1
-    rows = F.pad(unit(support.detach(), 2), [0, 0, reach, reach]).unfold(3, edge, 1)  # (B, K, C, H, W, edge)
-    rows = rows.permute(0, 1, 3, 2, 5, 4).reshape(support.shape[0], k, h, c, edge * w)
-    similarity = unit(query.detach(), 1).permute(0, 2, 3, 1)[:, None] @ rows  # (B, K, H, W, edge * W)
+    shared = support.shape[0]
+    # rows of all supports side by side: a query's row times a slice of them is one product without copies
+    rows = F.pad(unit(support.detach(), 2), [0, 0, reach, reach]).permute(0, 3, 2, 1, 4).flatten(3)
+    rows = rows.contiguous()  # (B or 1, H + 2 reach, C, K * W)
+    queries = unit(query.detach(), 1).view(shared, b // shared, c, h, w).permute(0, 3, 1, 4, 2).flatten(2, 3)
     x = torch.arange(w, device=query.device)
     y = torch.arange(h, device=query.device)
-    row = y[:, None] + torch.arange(-reach, reach + 1, device=query.device)[None]  # (H, edge)
-    inside = ((row >= 0) & (row < h))[:, None, :, None] & ((x[:, None] - x[None]).abs() <= reach)[None, :, None]
-    best = similarity.masked_fill(~inside.reshape(h, w, edge * w), -2.0).argmax(4)
-    position = (y[:, None] + torch.div(best, w, rounding_mode="floor") - reach) * w + best % w
+    far = ((x[:, None] - x[None]).abs() > reach)[:, None]  # (W, 1, W)
+    best = torch.full((shared, h, b // shared, w, k), -3.0, device=query.device)
+    position = torch.zeros(best.shape, dtype=torch.long, device=query.device)
+    for dy in range(-reach, reach + 1):
+        product = queries @ rows[:, dy + reach : dy + reach + h]
+        found, column = product.view(shared, h, b // shared, w, k, w).masked_fill(far, -2.0).max(5)
+        row = (y + dy)[:, None, None, None]
+        better = (found > best) & (row >= 0) & (row < h)
+        best = torch.where(better, found, best)
+        position = torch.where(better, row * w + column, position)
+    position = position.permute(0, 2, 4, 1, 3).reshape(b, k, h * w)
     values = support.flatten(3).expand(b, k, c, h * w)
-    return values.gather(3, position.flatten(2)[:, :, None].expand(b, k, c, h * w)).view(b, k, c, h, w)
+    return values.gather(3, position[:, :, None].expand(b, k, c, h * w)).view(b, k, c, h, w)
 
 
 def nearest(query: Tensor, support: Tensor) -> Tensor:
