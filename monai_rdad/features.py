@@ -14,9 +14,11 @@ class FeaturePairs(NamedTuple):
 
     In training a network may append further pairs for the loss; without a corrupted image it returns those of the map.
 
+    Few-shot networks in training have two runs of scales: query and supports, then teacher and student.
+
     Args:
-        targets: teacher maps, each (B, C_l, H_l, W_l), without gradient.
-        predictions: student maps of the same shapes.
+        targets: teacher maps, each (B, C_l, H_l, W_l), without gradient; of a few-shot network the supports' maps.
+        predictions: student maps of the same shapes; of a few-shot network the query's.
         weights: optional weight of each scale per image, (B, scales), non-negative, each row summing to 1.
         negatives: optional teacher maps of a corrupted image, which the predictions shall stay away from.
     """

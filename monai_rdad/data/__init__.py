@@ -1,30 +1,51 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Manifests and phantom data."""
+"""Manifests, few-shot episodes and phantom data."""
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from .manifest import SPLITS, ManifestError, list_inputs, load_manifest, manifest_hash, split_by_group
 
 if TYPE_CHECKING:
+    from .episodes import (
+        EpisodeDataset,
+        EpisodeSampler,
+        draw_support,
+        file_hashes,
+        list_support,
+        load_tasks,
+        task_folder,
+        task_manifests,
+    )
     from .phantoms import phantom_dataset
+    from .task_phantoms import phantom_tasks
 
 __all__ = [
     "SPLITS",
+    "EpisodeDataset",
+    "EpisodeSampler",
     "ManifestError",
+    "draw_support",
+    "file_hashes",
     "list_inputs",
+    "list_support",
     "load_manifest",
+    "load_tasks",
     "manifest_hash",
     "phantom_dataset",
+    "phantom_tasks",
     "split_by_group",
+    "task_folder",
+    "task_manifests",
 ]
+
+# The phantoms need SciPy, the episodes torch; who reads a manifest does not.
+_LATER = {"phantom_dataset": "phantoms", "phantom_tasks": "task_phantoms"}
 
 
 def __getattr__(name: str) -> Any:
-    # The phantoms need SciPy; who reads a manifest does not.
-    if name == "phantom_dataset":
-        from .phantoms import phantom_dataset
-
-        return phantom_dataset
+    if name in __all__:
+        return getattr(import_module(f"{__name__}.{_LATER.get(name, 'episodes')}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -8,6 +8,7 @@ from monai_rdad.handlers.calibration import Calibration, CalibrationWriter, load
 from monai_rdad.handlers.checkpoint import ResumableCheckpoint
 from monai_rdad.handlers.mlflow import AnomalyMLFlow
 from monai_rdad.handlers.progress import Progress
+from monai_rdad.handlers.support import EpisodeMonitor, SupportSet
 from monai_rdad.handlers.trained import TrainedCheckpointLoader, load_settings
 
 __all__ = [
@@ -15,8 +16,10 @@ __all__ = [
     "AnomalyMetrics",
     "Calibration",
     "CalibrationWriter",
+    "EpisodeMonitor",
     "Progress",
     "ResumableCheckpoint",
+    "SupportSet",
     "TrainedCheckpointLoader",
     "load_calibration",
     "load_settings",

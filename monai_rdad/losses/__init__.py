@@ -5,6 +5,13 @@ from __future__ import annotations
 
 from .contrastive import ScaleContrastiveLoss
 from .distillation import CosineDistillationLoss, cosine_distance
+from .dual_distillation import DualDistillationLoss
 from .mining import GlobalCosineMiningLoss
 
-__all__ = ["CosineDistillationLoss", "GlobalCosineMiningLoss", "ScaleContrastiveLoss", "cosine_distance"]
+__all__ = [
+    "CosineDistillationLoss",
+    "DualDistillationLoss",
+    "GlobalCosineMiningLoss",
+    "ScaleContrastiveLoss",
+    "cosine_distance",
+]

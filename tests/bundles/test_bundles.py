@@ -28,8 +28,9 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::U
 
 ROOT = Path(__file__).resolve().parents[2]
 BUNDLES = sorted(p.name for p in (ROOT / "bundles").iterdir() if (p / "configs" / "train.yaml").is_file())
-# settings under which a training takes seconds
-TINY = {"max_epochs": 2, "image_size": 64, "batch_size": 4, "val_interval": 1}
+FEW_SHOT = {"d24fad"}
+# settings under which a training takes seconds; "episodes" is read by few-shot bundles alone
+TINY = {"max_epochs": 2, "image_size": 64, "batch_size": 4, "val_interval": 1, "episodes": 8}
 
 
 @pytest.fixture(scope="session")
@@ -101,7 +102,8 @@ def trained(request, tiny_set, tmp_path_factory):
 def test_training_leaves_weights_and_their_settings(trained):
     bundle, root, _ = trained
     names = {p.name for p in (root / "models").iterdir()}
-    assert names == {"model.pt", "model_final.pt", "model.json", "checkpoint.pt"}
+    assert names - {"support.safetensors"} == {"model.pt", "model_final.pt", "model.json", "checkpoint.pt"}
+    assert ("support.safetensors" in names) == (bundle in FEW_SHOT)
     settings = json.loads((root / "models" / "model.json").read_text())
     assert settings["image_size"] == 64 and settings["method"] == bundle
     state = torch.load(root / "models" / "model.pt", weights_only=True)
@@ -162,6 +164,8 @@ def test_inference_on_pictures_agrees_with_the_evaluation(trained, tiny_set):
 
 def test_calibration_leads_to_decisions(trained, tiny_set, tmp_path):
     bundle, root, settings = trained
+    if bundle in FEW_SHOT:
+        pytest.skip("thresholds of a few-shot detector depend on its supports")
     run(bundle, "train", "evaluate", "calibrate", tracking_uri="none", **settings)
     calibration = load_calibration(root / "models", required=True)
     assert calibration.scores[""].n_groups == 1
@@ -298,7 +302,8 @@ def test_folder_has_what_the_model_zoo_asks_for(bundle):
 
 @pytest.mark.parametrize("name", ["multi_gpu_train", "calibrate"])
 def test_configs_that_do_not_depend_on_the_method_are_one_text(name):
-    assert len({Path(configs(bundle, name)[0]).read_text() for bundle in BUNDLES}) == 1
+    bundles = set(BUNDLES) - (FEW_SHOT if name == "calibrate" else set())
+    assert len({Path(configs(bundle, name)[0]).read_text() for bundle in bundles}) == 1
 
 
 @pytest.mark.parametrize("bundle", BUNDLES)

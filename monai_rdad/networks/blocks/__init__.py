@@ -5,8 +5,10 @@ from __future__ import annotations
 
 from .bottleneck import OneClassBottleneck
 from .decoder import MirroredDecoder
+from .matching import align, nearest, unit
 from .projection import CentreMaskedConv2d, FeatureProjection
 from .residual import BasicBlock, Bottleneck, residual_stage
+from .whitening import Whitening
 
 __all__ = [
     "BasicBlock",
@@ -15,5 +17,9 @@ __all__ = [
     "FeatureProjection",
     "MirroredDecoder",
     "OneClassBottleneck",
+    "Whitening",
+    "align",
+    "nearest",
     "residual_stage",
+    "unit",
 ]
