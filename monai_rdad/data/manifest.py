@@ -309,7 +309,7 @@ def _check_files(splits: dict[str, list[Item]], source: Path, skip: bool) -> Non
     for split, items in splits.items():
         sound = []
         for item in items:
-            problem = _file_problem(item)
+            problem = file_problem(item)
             if problem is None:
                 sound.append(item)
             else:
@@ -326,7 +326,7 @@ def _check_files(splits: dict[str, list[Item]], source: Path, skip: bool) -> Non
         warnings.warn(f"{source}: {len(problems)} broken items were skipped, {left} are left.", stacklevel=3)
 
 
-def _file_problem(item: Item) -> str | None:
+def file_problem(item: Item) -> str | None:
     image, mask = item["image"], item.get("mask")
     try:
         size = probe(image)
