@@ -15,7 +15,7 @@ __all__ = ["MAX_BITS", "MIN_CORRELATION", "connected", "exact_duplicates", "near
 
 MAX_BITS = 7
 """Bits in which the hashes of near duplicates may differ. Below 8, two such hashes share one of their eight bytes."""
-MIN_CORRELATION = 0.985
+MIN_CORRELATION = 0.995
 """Least correlation of the 24-pixel thumbnails of near duplicates."""
 
 _BLOCK = 2048  # rows of one comparison: bounds its memory to some tens of megabytes
@@ -40,11 +40,12 @@ def exact_duplicates(paths: Sequence[str], sizes: Sequence[int]) -> list[list[in
 
 
 def near_duplicates(measures: Sequence[Measures]) -> NDArray[np.intp]:
-    """Pairs of images that look the same: re-compressed, resized or brightened copies, neighbouring frames of a video.
+    """Pairs of images that look the same: copies that were compressed anew, resized or brightened, but not cropped.
 
     A pair has perceptual hashes that differ in at most 7 of 64 bits *and* thumbnails of 24 pixels whose correlation is
-    at least 0.985. The first condition is cheap (only images that share one byte of the hash at the same place are
-    compared), the second keeps apart different patients in the same position.
+    at least 0.995. The first condition is cheap: only images that share one byte of the hash at the same place are
+    compared. The second keeps different patients in the same position apart: on radiographs, brain slices, fundus and
+    ultrasound images, such copies reach 0.998, and different images 0.990 among those whose hashes agree.
 
     Args:
         measures: of the images, N of them.

@@ -51,6 +51,7 @@ class Measures:
     Attributes:
         rows: of the image as it is stored; of the middle slice of a volume.
         columns: likewise.
+        channels: bands as stored: 1 grey or palette, 3 colour, 4 with alpha.
         file_bytes: size of the file, or of a DICOM series.
         mean: of the square, 0 to 255.
         deviation: standard deviation of the square.
@@ -62,6 +63,7 @@ class Measures:
 
     rows: int
     columns: int
+    channels: int
     file_bytes: int
     mean: float
     deviation: float
@@ -84,7 +86,7 @@ def measure(path: str | os.PathLike[str]) -> Measures:
     from PIL import Image
 
     name = os.fspath(path)
-    picture, (rows, columns) = grey_picture(name)
+    picture, (rows, columns, channels) = grey_picture(name)
     square = picture.resize((EDGE, EDGE), Image.Resampling.BILINEAR, reducing_gap=2.0)
     values = np.asarray(square)
     stream = io.BytesIO()
@@ -94,6 +96,7 @@ def measure(path: str | os.PathLike[str]) -> Measures:
     return Measures(
         rows,
         columns,
+        channels,
         content_size(name),
         float(values.mean()),
         float(values.std()),
@@ -104,8 +107,8 @@ def measure(path: str | os.PathLike[str]) -> Measures:
     )
 
 
-def grey_picture(path: str) -> tuple[Any, tuple[int, int]]:
-    """PIL picture of mode "L" of an image (a JPEG possibly reduced while decoding), and its stored rows and columns.
+def grey_picture(path: str) -> tuple[Any, tuple[int, int, int]]:
+    """PIL picture of mode "L" of an image (a JPEG possibly reduced while decoding), and rows, columns, bands as stored.
 
     Bytes stay as they are; other values are scaled so that the percentiles 0.5 and 99.5 become 0 and 255.
     """
@@ -115,7 +118,7 @@ def grey_picture(path: str) -> tuple[Any, tuple[int, int]]:
     try:
         if kind == "picture":
             with Image.open(path) as file:
-                size = (file.height, file.width)
+                size = (file.height, file.width, len(file.getbands()))
                 file.draft("L" if file.mode == "L" else "RGB", (2 * EDGE, 2 * EDGE))
                 if file.mode in ("L", "RGB", "P", "1", "LA", "RGBA", "CMYK", "YCbCr"):
                     return file.convert("L"), size
@@ -125,14 +128,14 @@ def grey_picture(path: str) -> tuple[Any, tuple[int, int]]:
 
             proxy: Any = nibabel.load(path).dataobj  # type: ignore[attr-defined]
             values = np.asarray(proxy[..., proxy.shape[2] // 2] if len(proxy.shape) > 2 else proxy).T
-            size = values.shape[0], values.shape[1]
+            size = values.shape[0], values.shape[1], 1
         else:
             import SimpleITK
 
             files = dicom_files(path) if os.path.isdir(path) else [path]
             values = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(files[len(files) // 2]))
             values = values[values.shape[0] // 2]
-            size = values.shape[0], values.shape[1]
+            size = values.shape[0], values.shape[1], values.shape[2] if values.ndim == 3 else 1
     except Exception as error:  # decoders raise many types
         raise ValueError(f"cannot be decoded ({' '.join(str(error).split())[:200]}). Replace the file.") from error
     picture = Image.fromarray(to_bytes(np.ascontiguousarray(values)))

@@ -32,6 +32,7 @@ KEYS = (
     "split",
     "counts",
     "checksums",
+    "manifest_sha256",
     "known_problems",
     "unverified",
 )
