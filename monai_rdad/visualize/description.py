@@ -68,7 +68,7 @@ def description_page(
     from matplotlib.figure import Figure
 
     headings = list(dict.fromkeys(example.part for example in examples))
-    figure = Figure(figsize=(13, 8.75 + 1.65 * len(headings)), dpi=DPI, facecolor="white")
+    figure = Figure(figsize=(13, 8.95 + 1.65 * len(headings)), dpi=DPI, facecolor="white")
     FigureCanvasAgg(figure)
     height = float(figure.get_figheight())
     figure.text(0.03, 1 - 0.35 / height, shorten(description["title"], 100), fontsize=15, weight="bold", va="center")
@@ -89,7 +89,7 @@ def description_page(
         warnings.append(f"and {len(description['warnings']) - 5} more, see description.json")
     figure.text(
         0.03,
-        1 - 7.4 / height,
+        1 - 7.8 / height,
         "\n".join(warnings),
         fontsize=9,
         va="top",

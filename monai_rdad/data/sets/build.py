@@ -126,7 +126,8 @@ def build_manifest(
             "Unpack the download again, or leave these items out with --on-error skip."
         )
     report.drop("missing or broken", source.problems)
-    _check_counts(records, about, report, strict=counts == "strict" and not source.problems)
+    usual = all(known[key] == value for key, value in options.items())
+    _check_counts(records, about, report, strict=counts == "strict" and usual and not source.problems)
 
     published = (split or about["split"].get("default", "drawn")) == "published"
     if not published:
