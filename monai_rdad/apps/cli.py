@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import traceback
 from collections.abc import Sequence
 from importlib import import_module
 
@@ -44,8 +45,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if parsed.debug:
             raise
-        print(f"monai-rdad: {_one_line(root_cause(error))}", file=sys.stderr)
+        print(f"monai-rdad: {_one_line(_cause(error))}", file=sys.stderr)
         return 1
+
+
+def _cause(error: BaseException) -> BaseException:
+    """An error of this package says what its cause means; the wrappers of MONAI only say where they were."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    own = str(frames[-1].f_globals.get("__name__", "")).startswith("monai_rdad.") if frames else False
+    return error if own else root_cause(error)
 
 
 def _one_line(error: BaseException) -> str:

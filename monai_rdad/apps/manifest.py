@@ -68,6 +68,9 @@ def _build(arguments: argparse.Namespace) -> None:
         _report(report.manifest, None, out, "raise", 1000)
 
 
+_TYPES = {int: "whole number", float: "number"}
+
+
 def _options(name: str, pairs: list[str]) -> dict[str, Any]:
     """Options as the data set's builder wants them: of the type of their default."""
     from monai_rdad.data.sets import builder_options
@@ -87,7 +90,7 @@ def _options(name: str, pairs: list[str]) -> dict[str, Any]:
             try:
                 options[key] = type(default)(value)
             except ValueError:
-                raise ValueError(f"--set {pair}: the value must be a {type(default).__name__}.") from None
+                raise ValueError(f"--set {pair}: the value must be a {_TYPES[type(default)]}.") from None
     return options
 
 

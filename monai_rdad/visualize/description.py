@@ -12,11 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from monai_rdad.utils import atomic_path
+from monai_rdad.visualize.overlay import overlay
 
 __all__ = ["Example", "Part", "description_page"]
 
 COLORS = {"training, normal": "#4c72b0", "testing, normal": "#55a868", "testing, abnormal": "#c44e52"}
 LEVELS = {"none": "#555555", "doubt": "#dd8452", "leak": "#c44e52"}
+PER_LINE = 8  # pictures under a heading; more are left out
 MAX_POINTS = 2000  # of a scatter plot: more hide each other
 DPI = 110
 
@@ -98,15 +100,25 @@ def description_page(
     for row, heading in enumerate(headings):
         top = 1.65 * (len(headings) - row) / height
         figure.text(0.03, top - 0.12 / height, heading, fontsize=10, weight="bold", va="center")
-        shown = [example for example in examples if example.part == heading]
-        for column, example in enumerate(shown):
-            axes = figure.add_axes((0.03 + 0.119 * column, top - 1.6 / height, 0.113, 1.38 / height))
-            axes.set_axis_off()
-            axes.imshow(example.picture, cmap="gray", vmin=0, vmax=255)
-            if example.mask is not None and example.mask.any():
-                axes.contour(example.mask, (0.5,), colors="#ffb000", linewidths=0.8)
+        axes = figure.add_axes((0.03, top - 1.6 / height, 0.95, 1.38 / height))
+        axes.set_axis_off()
+        axes.imshow(_strip([example for example in examples if example.part == heading]))
+        axes.set_anchor("W")
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png")
+
+
+def _strip(examples: Sequence[Example]) -> NDArray[np.uint8]:
+    """Pictures beside each other on white, each in the middle of a square, with the outlines of their lesions."""
+    edge = max(max(example.picture.shape) for example in examples)
+    strip = np.full((edge, PER_LINE * (edge + edge // 16), 3), 255, np.uint8)
+    for i, (_, picture, mask) in enumerate(examples[:PER_LINE]):
+        lesion = None if mask is None else mask.astype(np.uint8)
+        drawn = overlay(picture, np.zeros(picture.shape, np.float32), 0.0, 1.0, mask=lesion)
+        rows, columns = picture.shape
+        top, left = (edge - rows) // 2, i * (edge + edge // 16) + (edge - columns) // 2
+        strip[top : top + rows, left : left + columns] = drawn
+    return strip
 
 
 def _counts(axes: Any, splits: Mapping[str, Mapping[str, Any]]) -> None:
