@@ -18,7 +18,8 @@ MAX_BITS = 7
 MIN_CORRELATION = 0.995
 """Least correlation of the 24-pixel thumbnails of near duplicates."""
 
-_BLOCK = 2048  # rows of one comparison: bounds its memory to some tens of megabytes
+_BLOCK = 1024  # rows of one comparison of hashes, and
+_PAIRS = 50_000  # pairs of one comparison of thumbnails: bound the memory
 
 
 def exact_duplicates(paths: Sequence[str], sizes: Sequence[int]) -> list[list[int]]:
@@ -57,30 +58,30 @@ def near_duplicates(measures: Sequence[Measures]) -> NDArray[np.intp]:
         return np.empty((0, 2), np.intp)
     codes = np.array([m.code for m in measures], np.uint64)
     octets = codes[:, None].view(np.uint8)
-    found = [np.empty((0, 2), np.intp)]
-    for place in range(8):
-        order = np.argsort(octets[:, place], kind="stable")
-        starts = np.flatnonzero(np.diff(octets[order, place], prepend=-1))
-        for members in np.split(order, starts[1:]):
-            for start in range(0, members.size, _BLOCK):
-                rows = members[start : start + _BLOCK]
-                bits = _ones(codes[rows][:, None] ^ codes[members][None, :])
-                a, b = np.nonzero(bits <= MAX_BITS)
-                pairs = np.stack([rows[a], members[b]], axis=1)
-                found.append(pairs[pairs[:, 0] < pairs[:, 1]])
-    pairs = np.unique(np.concatenate(found), axis=0)
     small = np.stack([m.small.ravel() for m in measures]).astype(np.float32)
     small -= small.mean(1, keepdims=True)
     small /= np.maximum(np.linalg.norm(small, axis=1, keepdims=True), 1e-6)
-    kept = [
-        block[np.einsum("ij,ij->i", small[block[:, 0]], small[block[:, 1]]) >= MIN_CORRELATION]
-        for block in np.array_split(pairs, max(1, len(pairs) // 100_000))
-    ]
-    return np.concatenate(kept)
+    found = [np.empty((0, 2), np.intp)]
+    for place in range(8):
+        order = np.argsort(octets[:, place], kind="stable")
+        starts = np.flatnonzero(np.diff(octets[order, place].astype(np.int16), prepend=-1))
+        for members in np.split(order, starts[1:]):
+            for start in range(0, members.size, _BLOCK):
+                rows = members[start : start + _BLOCK]
+                a, b = np.nonzero(_ones(codes[rows][:, None] ^ codes[members]) <= MAX_BITS)
+                pairs = np.stack([rows[a], members[b]], axis=1)
+                pairs = pairs[pairs[:, 0] < pairs[:, 1]]
+                # In parts, for in a uniform set most hashes may agree.
+                for part in np.array_split(pairs, len(pairs) // _PAIRS + 1):
+                    likeness = np.einsum("ij,ij->i", small[part[:, 0]], small[part[:, 1]])
+                    found.append(part[likeness >= MIN_CORRELATION])
+    return np.unique(np.concatenate(found), axis=0)
 
 
 def _ones(values: NDArray[np.uint64]) -> NDArray[np.uint8]:
     """Number of bits that are set."""
+    if hasattr(np, "bitwise_count"):  # NumPy 2
+        return np.asarray(np.bitwise_count(values), np.uint8)
     return _BITS[values.view(np.uint8).reshape(*values.shape, 8)].sum(-1, dtype=np.uint8)
 
 

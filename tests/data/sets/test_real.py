@@ -138,8 +138,8 @@ def test_build_and_describe(
     """All images arrive; where the official split is known, the leaks are those of the documentation."""
     folder, raw = real_data / shared, tmp_path / "raw"
     items = json.loads((folder / "manifest.json").read_text())
-    if name == "lgg_segmentation":  # half of the patients: conversion to TIFF takes time
-        items = [item for item in items if int(item["group"].split("_")[2], 36) % 2]
+    if name != "head_ct_hemorrhage":  # to take less time
+        items = [item for i, item in enumerate(items) if item["split"] == "test" or i % 3 == 0]
     raw.mkdir()
     lay_out(folder, items, raw)
     report = build_manifest(name, raw, tmp_path / "out", counts="warn", progress=False, **options)
