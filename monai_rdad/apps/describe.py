@@ -58,7 +58,7 @@ def describe_manifest(
     mode: Literal["raise", "skip"] = "skip" if on_error == "skip" else "raise"
     splits = load_manifest(manifest, dataset_dir, mode, required=())
     items = [item | {"split": split} for split, members in splits.items() for item in members]
-    measures = list(in_threads(lambda item: measure(item["image"]), items, "reading"))
+    measures = list(in_threads(_measure, items, "reading"))
     scored = _scored(items)
     training = [m for m, item in zip(measures, items, strict=True) if item["split"] == "training"]
     scores = trivial_scores([measures[i] for i in scored], training)
@@ -81,6 +81,13 @@ def describe_manifest(
         temporary.write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
     description_page(description, parts, _examples(items), folder / "description.png")
     return description
+
+
+def _measure(item: dict[str, Any]) -> Measures:
+    try:
+        return measure(item["image"])
+    except ValueError as error:
+        raise ValueError(f"{item['name']}: {error}") from error
 
 
 def _title(manifest: str | os.PathLike[str]) -> str:

@@ -98,6 +98,9 @@ def leak_figures(
     if abnormal.all() or not abnormal.any():
         return figures
     for name, values in scores.items():
+        if np.ptp(values) == 0:
+            figures[name] = {"auroc": 0.5, "low": 0.5, "high": 0.5, "level": "none"}
+            continue
         auroc = float(image_curve_figures(*score_histograms(values, abnormal))["image_auroc"])
         low, high = bootstrap_image_metrics(values, abnormal, groups, resamples, seed)["image_auroc"]
         strength = max(auroc, 1 - auroc) if low > 0.5 or high < 0.5 else 0.5

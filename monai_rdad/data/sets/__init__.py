@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
-from .build import BuildReport, build_manifest
+from .build import build_manifest
 from .cards import card, card_folder
+from .report import BuildReport
 from .source import Record, Source, builder_options, set_names
 
 __all__ = [

@@ -11,51 +11,29 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 from monai_rdad.data.duplicates import connected, exact_duplicates, near_duplicates
-from monai_rdad.data.manifest import NORMAL_ONLY, SPLITS, ManifestError, file_problem, split_by_group
+from monai_rdad.data.manifest import NORMAL_ONLY, SPLITS, ManifestError, file_problem
 from monai_rdad.data.measure import Measures, in_threads, measure
 from monai_rdad.data.sets.cards import card
+from monai_rdad.data.sets.divide import apart, drawn, group_of, moved, place_of
+from monai_rdad.data.sets.pixels import read_mask
+from monai_rdad.data.sets.report import BuildReport
 from monai_rdad.data.sets.source import Record, Source, builder_options, find_builder
+from monai_rdad.formats import file_kind
 from monai_rdad.utils import atomic_path
 
-__all__ = ["BuildReport", "build_manifest"]
+__all__ = ["build_manifest"]
 
 _BATCH = 64  # records whose files are made at a time
 _SHOWN = 5
-
-
-@dataclass
-class BuildReport:
-    """What happened on the way to a manifest.
-
-    Attributes:
-        manifest: path of the manifest.
-        counts: images by split and class.
-        dropped: number of images that were left out, by reason.
-        examples: names of some of them, by reason.
-        notes: what a user should know of this download.
-        warnings: what deviates from what the description of the set says.
-    """
-
-    manifest: Path
-    counts: dict[str, dict[str, int]] = field(default_factory=dict)
-    dropped: dict[str, int] = field(default_factory=dict)
-    examples: dict[str, list[str]] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-
-    def drop(self, reason: str, names: Sequence[str]) -> None:
-        """Count images that are left out."""
-        if names:
-            self.dropped[reason] = self.dropped.get(reason, 0) + len(names)
-            self.examples.setdefault(reason, []).extend(names[:_SHOWN])
 
 
 def build_manifest(
@@ -115,7 +93,8 @@ def build_manifest(
         )
 
     source, report = Source(folder), BuildReport(target / "manifest.json")
-    records = _made(builder(source, **options), target, source)
+    report.manifest.unlink(missing_ok=True)  # its presence says that the files beside it are complete and its own
+    records = _made(builder(source, **options), target, source, progress)
     _not_twice(records)
     records, measures = _sound(records, source, progress)
     report.notes += source.notes
@@ -144,8 +123,8 @@ def build_manifest(
     records, measures = _without_copies(records, measures, report, keep_duplicates)
     if not keep_duplicates:
         records = _grouped_lookalikes(records, measures, report)
-    records = _apart(records, report) if published else _drawn(records, about["split"], seed, report)
-    records = _moved(records, {"validation": validation, "calibration": calibration}, seed)
+    records = apart(records, report) if published else drawn(records, about["split"], seed, report)
+    records = moved(records, {"validation": validation, "calibration": calibration}, seed)
     if copy:
         records = [_copied(record, folder, target) for record in records]
     settings = {"split": "published" if published else "drawn", "seed": seed, "validation": validation}
@@ -154,15 +133,19 @@ def build_manifest(
     return report
 
 
-def _made(found: Any, target: Path, source: Source) -> list[Record]:
-    """All records, with their files written; a volume's pixels are let go before the next volume is read."""
+def _made(found: Iterator[Record], target: Path, source: Source, progress: bool) -> list[Record]:
+    """All records, with their files written; the pixels of some volumes at most are held at a time."""
+    from tqdm import tqdm
+
     records: list[Record] = []
-    while batch := list(islice(found, _BATCH)):
-        for record, problem in in_threads(lambda record: _make(record, target), batch, "making", progress=False):
-            if problem:
-                source.broken(record.image or record.name, problem)
-            else:
-                records.append(record)
+    with tqdm(desc="listing and making", disable=not (progress and sys.stderr.isatty()), leave=False) as bar:
+        while batch := list(islice(found, _BATCH)):
+            for record, problem in in_threads(lambda record: _make(record, target), batch, "", progress=False):
+                if problem:
+                    source.broken(record.image or record.name, problem)
+                else:
+                    records.append(record)
+                bar.update()
     return records
 
 
@@ -197,12 +180,19 @@ def _sound(records: list[Record], source: Source, progress: bool) -> tuple[list[
 
     def look(record: Record) -> Measures | str:
         problem = file_problem({"image": str(record.image)} | ({"mask": str(record.mask)} if record.mask else {}))
-        if problem is None:
-            try:
-                return measure(str(record.image))
-            except (OSError, ValueError) as error:
-                problem = str(error)
-        return problem
+        if problem is not None:
+            return problem
+        try:
+            if (
+                record.label
+                and record.mask
+                and file_kind(record.mask) == "picture"
+                and not read_mask(record.mask).any()
+            ):
+                return f"its mask {record.mask.name} is empty, though the image is abnormal"
+            return measure(str(record.image))
+        except (OSError, ValueError) as error:
+            return str(error)
 
     kept, measures = [], []
     for record, result in zip(records, in_threads(look, records, "reading", progress), strict=True):
@@ -246,9 +236,9 @@ def _without_copies(
             conflicts.update(members)
             continue
         # Drawn splits have no places yet, so all copies but one go; else two of them could part ways.
-        best = max(members, key=lambda i: (_place(records[i]), -i))
+        best = max(members, key=lambda i: (place_of(records[i]), -i))
         copies.update(
-            i for i in members if i != best and not (keep and _place(records[i]) == _place(records[best]) >= 0)
+            i for i in members if i != best and not (keep and place_of(records[i]) == place_of(records[best]) >= 0)
         )
     report.drop("equal images with different labels", [records[i].name for i in sorted(conflicts)])
     report.drop("equal to another image", [records[i].name for i in sorted(copies)])
@@ -256,16 +246,12 @@ def _without_copies(
     return [records[i] for i in left], [measures[i] for i in left]
 
 
-def _place(record: Record) -> int:
-    return SPLITS.index(record.split) if record.split else -1
-
-
 def _grouped_lookalikes(records: list[Record], measures: list[Measures], report: BuildReport) -> list[Record]:
     """Joins the groups of images that look the same."""
     import numpy as np
 
-    names = {name: i for i, name in enumerate(dict.fromkeys(_group(record) for record in records))}
-    group = np.array([names[_group(record)] for record in records], np.intp)
+    names = {name: i for i, name in enumerate(dict.fromkeys(group_of(record) for record in records))}
+    group = np.array([names[group_of(record)] for record in records], np.intp)
     pairs = group[near_duplicates(measures)]
     pairs = pairs[pairs[:, 0] != pairs[:, 1]] if pairs.size else np.empty((0, 2), np.intp)
     if not pairs.size:
@@ -279,75 +265,7 @@ def _grouped_lookalikes(records: list[Record], measures: list[Measures], report:
         f"{len(np.unique(pairs, axis=0))} pairs of groups look the same; {int(joined[joined > 1].sum())} groups were "
         f"joined to {int((joined > 1).sum())}"
     )
-    return [replace(record, group=first[int(component[names[_group(record)]])]) for record in records]
-
-
-def _group(record: Record) -> str:
-    return record.group or record.name
-
-
-def _apart(records: list[Record], report: BuildReport) -> list[Record]:
-    """A published split without the training images whose group is in validation or testing as well."""
-    homes: dict[str, int] = {}
-    for record in records:
-        homes[_group(record)] = max(homes.get(_group(record), 0), _place(record))
-    kept = [record for record in records if _place(record) == homes[_group(record)]]
-    lost = {record.name for record in records} - {record.name for record in kept}
-    report.drop("of a group (patient, or images that look the same) that is in a later split as well", sorted(lost))
-    return kept
-
-
-def _drawn(records: list[Record], rule: Mapping[str, Any], seed: int, report: BuildReport) -> list[Record]:
-    """Splits at random by group, to the sizes of the description.
-
-    ``rule["normal"]`` and ``rule["abnormal"]`` give numbers of images by split, or fractions. With numbers that add up
-    to less than there is, the rest stays unused; to more, all shrink alike. ``rule["patients"]`` gives fractions for
-    sets in which the same patients have normal and abnormal images: all groups are dealt by it, and the abnormal
-    images of those in training stay unused.
-    """
-    if "patients" in rule:
-        dealt = _dealt(records, rule["patients"], seed, len(records))
-        unused = [r.name for r in dealt if r.label and r.split in NORMAL_ONLY]
-        report.drop("abnormal images of the patients in training", unused)
-        return [r for r in dealt if not (r.label and r.split in NORMAL_ONLY)]
-    mixed = {_group(record) for record in records if record.label}
-    pure = [record for record in records if _group(record) not in mixed]
-    other = [record for record in records if _group(record) in mixed]
-    wanted = dict(rule.get("normal") or {"training": 0.7, "testing": 0.3})
-    wanted_abnormal = dict(rule.get("abnormal") or {"testing": 1.0})
-    drawn = _dealt(pure, wanted, seed, len(pure)) if pure else []
-    abnormal = sum(record.label for record in other)
-    drawn += _dealt(other, wanted_abnormal, seed, abnormal) if other else []
-    chosen = {record.name for record in drawn}
-    report.drop("beyond the numbers of the split", [record.name for record in records if record.name not in chosen])
-    return drawn
-
-
-def _dealt(records: list[Record], wanted: Mapping[str, float], seed: int, number: int) -> list[Record]:
-    """Records by ``wanted`` numbers or fractions of ``number``; those left over are not returned."""
-    total = sum(wanted.values())
-    scale = number if total > 1 + 1e-6 else 1.0
-    fractions = {name: min(value / scale, value / total) for name, value in wanted.items() if value > 0}
-    if (rest := 1 - sum(fractions.values())) > 1e-6:
-        fractions["unused"] = rest
-    items = [{"image": record.name, "label": 0, "group": _group(record)} for record in records]
-    groups = len({item["group"] for item in items})
-    while len(fractions) > groups:  # too few for every split: the smallest share goes without
-        fractions.pop(min(fractions, key=fractions.__getitem__))
-    parts = split_by_group(items, {name: part / sum(fractions.values()) for name, part in fractions.items()}, seed)
-    home = {item["image"]: name for name, members in parts.items() for item in members}
-    return [replace(r, split=home[r.name]) for r in records if home[r.name] != "unused"]
-
-
-def _moved(records: list[Record], parts: Mapping[str, float], seed: int) -> list[Record]:
-    """Moves fractions of the training images, by group, to other splits."""
-    parts = {name: part for name, part in parts.items() if part > 0}
-    training = [{"image": r.name, "label": 0, "group": _group(r)} for r in records if r.split == "training"]
-    if not parts or not training:
-        return records
-    dealt = split_by_group(training, {"training": 1 - sum(parts.values()), **parts}, seed)
-    home = {item["image"]: name for name, members in dealt.items() for item in members}
-    return [replace(record, split=home.get(record.name, record.split)) for record in records]
+    return [replace(record, group=first[int(component[names[group_of(record)]])]) for record in records]
 
 
 def _copied(record: Record, raw: Path, target: Path) -> Record:
@@ -362,11 +280,14 @@ def _copied(record: Record, raw: Path, target: Path) -> Record:
 
 def _write(records: Sequence[Record], about: Mapping[str, Any], settings: dict[str, Any], report: BuildReport) -> None:
     folder = report.manifest.parent
-    relative: Callable[[Path], str] = lambda path: Path(os.path.relpath(path, folder)).as_posix()  # noqa: E731
+
+    def relative(path: Path) -> str:
+        return Path(os.path.relpath(path, folder)).as_posix()
+
     splits: dict[str, list[dict[str, Any]]] = {name: [] for name in SPLITS}
     for record in sorted(records, key=lambda r: r.name):
         assert record.image is not None
-        item: dict[str, Any] = {"image": relative(record.image), "label": record.label, "group": _group(record)}
+        item: dict[str, Any] = {"image": relative(record.image), "label": record.label, "group": group_of(record)}
         if record.mask is not None and record.label:
             item["mask"] = relative(record.mask)
         splits[record.split].append(item | {"class": record.kind})

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from monai_rdad.data.sets.pixels import boxes_mask, read_mask, relative_rle_mask
+from monai_rdad.data.sets.pixels import boxes_mask, relative_rle_mask
 from monai_rdad.data.sets.source import Record, Source, builder
 
 __all__ = ["kermany_chest_xray", "nih_chestxray14", "rsna_pneumonia", "siim_pneumothorax"]
@@ -106,9 +106,6 @@ def _siim_png(source: Source, folder: Path) -> Iterator[Record]:
             mask = folder / "png_masks" / name
             if label and not mask.is_file():
                 source.broken(f"png_masks/{name}", "the mask is missing")
-                continue
-            if label and not read_mask(mask).any():
-                source.broken(f"png_masks/{name}", "the mask is empty, though the table says pneumothorax")
                 continue
             kind = "pneumothorax" if label else "no pneumothorax"
             image = folder / "png_images" / name

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from monai_rdad.data import ManifestError, load_manifest
-from monai_rdad.data.sets import BuildReport, build_manifest, set_names
+from monai_rdad.data.sets import BuildReport, build_manifest, card, set_names
 
 Miniature = Callable[[str], tuple[Path, Any]]
 # The miniatures have 8 slices and 10 to 12 patients' worth of images; the defaults are for real sizes.
@@ -136,6 +136,25 @@ def test_rsna_patients_stay_together(miniature: Miniature, tmp_path: Path) -> No
     """The image of a healthy day goes where the patient's opacity goes: to testing."""
     splits = _items(_build("rsna_pneumonia", miniature("rsna_pneumonia")[0], tmp_path))
     assert [item["group"] for item in splits["testing"] if item["name"].endswith("n6.dcm")] == ["o0"]
+
+
+def test_drawn_numbers(miniature: Miniature, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as the description says, though the patient of n6 has an opacity too and could give one more."""
+    about = card("rsna_pneumonia")
+    about["split"] = {"default": "drawn", "normal": {"training": 4, "testing": 2}, "abnormal": {"testing": 3}}
+    monkeypatch.setattr("monai_rdad.data.sets.build.card", lambda name: about)
+    for seed in range(4):
+        report = _build("rsna_pneumonia", miniature("rsna_pneumonia")[0], tmp_path, seed=seed)
+        assert report.counts == {"training": {"Normal": 4}, "testing": {"Normal": 2, "Lung Opacity": 3}}
+        assert sum(report.dropped.values()) == 1 + 3  # the broken file, and what is beyond the numbers
+
+
+def test_old_manifest_goes_first(miniature: Miniature, tmp_path: Path) -> None:
+    """A build that fails must not leave a manifest whose files it has overwritten."""
+    _build("busi", miniature("busi")[0], tmp_path)
+    with pytest.raises(ManifestError):
+        _build("busi", miniature("busi")[0], tmp_path, on_error="raise")
+    assert not (tmp_path / "manifest.json").exists()
 
 
 def test_rsna_boxes(miniature: Miniature, tmp_path: Path) -> None:
