@@ -16,7 +16,7 @@ from monai_rdad.data import load_manifest, manifest_hash
 from monai_rdad.data.duplicates import exact_duplicates, near_duplicates
 from monai_rdad.data.measure import Measures, grey_picture, in_threads, measure
 from monai_rdad.data.sets.pixels import read_mask
-from monai_rdad.metrics.leaks import TRIVIAL_SCORES, leak_figures, trivial_scores
+from monai_rdad.metrics.leaks import MIN_GROUPS, TRIVIAL_SCORES, leak_figures, trivial_scores
 from monai_rdad.utils import atomic_path
 from monai_rdad.visualize.description import Example, Part, description_page
 
@@ -154,8 +154,13 @@ def _warnings(description: dict[str, Any], items: list[dict[str, Any]]) -> list[
             what = "tells normal from abnormal" if figures["level"] == "leak" else "may tell normal from abnormal"
             interval = f"[{figures['low']:.2f}, {figures['high']:.2f}]"
             found.append(f"{figures['meaning']} {what}: AUROC {figures['auroc']:.2f} {interval}")
+    groups = len({items[i]["group"] for i in _scored(items)})
     if not description["trivial_scores"]:
         found.append("no split has both normal and abnormal images: leaks cannot be measured")
+    elif groups < MIN_GROUPS:
+        found.append(f"only {groups} groups in the testing split: too few to warn of leaks")
+    if not any(item["split"] == "training" for item in items):
+        found.append("no training images")
     copies = description["duplicates"]
     if copies["alike_across_splits_or_labels"]:
         found.append(f"{copies['alike_across_splits_or_labels']} pairs look the same across splits or labels")
@@ -188,13 +193,18 @@ def _parts(items: list[dict[str, Any]], measures: list[Measures]) -> list[Part]:
 
 
 def _examples(items: list[dict[str, Any]]) -> list[Example]:
-    """A few images of each part, from different groups, always the same ones."""
+    """A few images of each part, from as many groups as there are, always the same ones."""
     found = []
     for name, split, label in _PARTS:
         members = [item for item in items if (item["split"], item["label"]) == (split, label)]
-        first = list({item["group"]: item for item in members}.values())
-        order = np.random.default_rng(0).permutation(len(first))[:_EXAMPLES]
-        found += [Example(name, *_picture(first[i])) for i in order]
+        shuffled = [members[i] for i in np.random.default_rng(0).permutation(len(members))]
+        seen: Counter[str] = Counter()
+        turns = []
+        for item in shuffled:
+            turns.append(seen[item["group"]])
+            seen[item["group"]] += 1
+        order = np.argsort(turns, kind="stable")[:_EXAMPLES]  # a second image of a group comes after all first ones
+        found += [Example(name, *_picture(shuffled[i])) for i in order]
     return found
 
 

@@ -18,12 +18,14 @@ from monai_rdad.data.measure import Measures
 from monai_rdad.metrics.bootstrap import bootstrap_image_metrics
 from monai_rdad.metrics.image import image_curve_figures, score_histograms
 
-__all__ = ["DOUBT", "LEAK", "NEIGHBOURS", "TRIVIAL_SCORES", "leak_figures", "trivial_scores"]
+__all__ = ["DOUBT", "LEAK", "MIN_GROUPS", "NEIGHBOURS", "TRIVIAL_SCORES", "leak_figures", "trivial_scores"]
 
 LEAK = 0.75
 """AUROC, or one minus it, from which on a trivial score counts as a leak: a detector at this level shows nothing."""
 DOUBT = 0.65
 """AUROC, or one minus it, from which on a trivial score is worth a look."""
+MIN_GROUPS = 5
+"""Groups below which there is no warning: a bootstrap over fewer patients says nothing about other patients."""
 NEIGHBOURS = 3
 """Training images whose mean distance is the score of "nearest normals"."""
 
@@ -81,7 +83,7 @@ def leak_figures(
     """AUROC of each score with its 95 % interval, and whether it is a warning.
 
     "leak": the interval excludes 0.5 and the AUROC is at least 0.75 or at most 0.25. "doubt": the same with 0.65 and
-    0.35. A score that is the same for all images has 0.5.
+    0.35. A score that is the same for all images has 0.5. With fewer than 5 groups every level is "none".
 
     Args:
         scores: by name, each (N,).
@@ -103,7 +105,8 @@ def leak_figures(
             continue
         auroc = float(image_curve_figures(*score_histograms(values, abnormal))["image_auroc"])
         low, high = bootstrap_image_metrics(values, abnormal, groups, resamples, seed)["image_auroc"]
-        strength = max(auroc, 1 - auroc) if low > 0.5 or high < 0.5 else 0.5
+        certain = (low > 0.5 or high < 0.5) and len(set(groups)) >= MIN_GROUPS
+        strength = max(auroc, 1 - auroc) if certain else 0.5
         level = "leak" if strength >= LEAK else "doubt" if strength >= DOUBT else "none"
         figures[name] = {"auroc": auroc, "low": low, "high": high, "level": level}
     return figures

@@ -69,6 +69,16 @@ def test_few_images_give_no_warning() -> None:
     assert leak_figures(values, [1] * 6, list("abcdef")) == {}
 
 
+def test_few_groups_give_no_warning() -> None:
+    """A hundred images of four patients are no evidence about a fifth."""
+    values = {"mean": np.arange(100.0)}
+    labels = [0] * 50 + [1] * 50
+    few = leak_figures(values, labels, [str(i // 25) for i in range(100)], resamples=50)["mean"]
+    many = leak_figures(values, labels, [str(i // 10) for i in range(100)], resamples=50)["mean"]
+    assert few["auroc"] == many["auroc"] == 1
+    assert (few["level"], many["level"]) == ("none", "leak")
+
+
 def test_nearest_is_the_mean_of_the_three_nearest() -> None:
     queries, known = _images(7, 5), _images(9, 6)
     score = trivial_scores(queries, known)["nearest"]
