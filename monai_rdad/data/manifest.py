@@ -327,6 +327,7 @@ def _check_files(splits: dict[str, list[Item]], source: Path, skip: bool) -> Non
 
 
 def file_problem(item: Item) -> str | None:
+    """What is wrong with the files of an item, None if they are whole and the mask fits: "image", "mask" or none."""
     image, mask = item["image"], item.get("mask")
     try:
         size = probe(image)

@@ -122,7 +122,8 @@ def build_manifest(
         records, measures = [records[i] for i in chosen], [measures[i] for i in chosen]
     records, measures = _without_copies(records, measures, report, keep_duplicates)
     if not keep_duplicates:
-        records = _grouped_lookalikes(records, measures, report)
+        look = _without_lookalikes if published else _grouped_lookalikes
+        records = look(records, measures, report)
     records = apart(records, report) if published else drawn(records, about["split"], seed, report)
     records = moved(records, {"validation": validation, "calibration": calibration}, seed)
     if copy:
@@ -246,25 +247,43 @@ def _without_copies(
     return [records[i] for i in left], [measures[i] for i in left]
 
 
+def _without_lookalikes(records: list[Record], measures: list[Measures], report: BuildReport) -> list[Record]:
+    """A published split without the images that look like one in a later split.
+
+    Image by image: joining whole patients here could, link by link, take a large part of the training split along.
+    """
+    lost = set()
+    for a, b in near_duplicates(measures).tolist():
+        if place_of(records[a]) != place_of(records[b]):
+            lost.add(min(a, b, key=lambda i: place_of(records[i])))
+    report.drop("that look the same as an image of a later split", [records[i].name for i in sorted(lost)])
+    return [record for i, record in enumerate(records) if i not in lost]
+
+
 def _grouped_lookalikes(records: list[Record], measures: list[Measures], report: BuildReport) -> list[Record]:
-    """Joins the groups of images that look the same."""
+    """Joins the groups of images that look the same, before a split is drawn."""
     import numpy as np
 
     names = {name: i for i, name in enumerate(dict.fromkeys(group_of(record) for record in records))}
     group = np.array([names[group_of(record)] for record in records], np.intp)
     pairs = group[near_duplicates(measures)]
-    pairs = pairs[pairs[:, 0] != pairs[:, 1]] if pairs.size else np.empty((0, 2), np.intp)
+    pairs = pairs[pairs[:, 0] != pairs[:, 1]]
     if not pairs.size:
         return records
     component = connected(pairs, len(names))
     first: dict[int, str] = {}
     for name, number in names.items():
         first.setdefault(int(component[number]), name)
-    joined = np.bincount(component)
+    joined, images = np.bincount(component), np.bincount(component[group])
     report.notes.append(
         f"{len(np.unique(pairs, axis=0))} pairs of groups look the same; {int(joined[joined > 1].sum())} groups were "
         f"joined to {int((joined > 1).sum())}"
     )
+    largest = int(images[joined > 1].max())
+    if largest > max(20, len(records) / 10):
+        report.warnings.append(
+            f"{largest} images look the same link by link and count as one group; --keep-duplicates leaves them apart"
+        )
     return [replace(record, group=first[int(component[names[group_of(record)]])]) for record in records]
 
 

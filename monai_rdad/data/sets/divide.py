@@ -31,7 +31,7 @@ def apart(records: list[Record], report: BuildReport) -> list[Record]:
         homes[group_of(record)] = max(homes.get(group_of(record), 0), place_of(record))
     kept = [record for record in records if place_of(record) == homes[group_of(record)]]
     lost = {record.name for record in records} - {record.name for record in kept}
-    report.drop("of a group (patient, or images that look the same) that is in a later split as well", sorted(lost))
+    report.drop("of a group (patient, lesion, scan) that is in a later split as well", sorted(lost))
     return kept
 
 
