@@ -93,6 +93,27 @@ def test_measures_of_every_format(tmp_path: Path, write_dicom: Callable[..., Pat
     assert [figures.channels for figures in found.values()] == [1, 3, 4, 1, 1]
 
 
+def test_jpeg_in_dicom(tmp_path: Path, write_dicom: Callable[..., Path]) -> None:
+    """As the RSNA and SIIM challenges store their radiographs."""
+    import io
+
+    import pydicom
+    from pydicom.encaps import encapsulate
+    from pydicom.uid import JPEGBaseline8Bit
+
+    picture = _picture(6, (EDGE, EDGE))
+    stream = io.BytesIO()
+    Image.fromarray(picture).save(stream, "JPEG", quality=95)
+    data = pydicom.dcmread(write_dicom(tmp_path / "a.dcm", picture))
+    data.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
+    data.PixelData = encapsulate([stream.getvalue()])
+    data["PixelData"].is_undefined_length = True
+    data.save_as(tmp_path / "b.dcm")
+    plain, packed = measure(tmp_path / "a.dcm"), measure(tmp_path / "b.dcm")
+    assert abs(plain.mean - packed.mean) < 1 and packed.file_bytes < plain.file_bytes
+    assert (plain.code ^ packed.code).bit_count() <= 4
+
+
 def test_wide_values_and_broken_files(tmp_path: Path) -> None:
     wide = _picture(4).astype(np.uint16) * 150
     Image.fromarray(wide).save(tmp_path / "wide.png")

@@ -44,18 +44,21 @@ def aptos2019(source: Source, crop: bool = True, size: int = 512) -> Iterator[Re
 
 @builder("lag")
 def lag(source: Source) -> Iterator[Record]:
-    """LAG, glaucoma: JPEG files in folders by class.
+    """LAG, glaucoma: JPEG files in folders by class, in one archive or several parts.
 
     Args:
-        source: folder with non_glaucoma/image/ and suspicious_glaucoma/image/; the attention maps beside them are of
-            where ophthalmologists looked and serve as no mask.
+        source: folder with non_glaucoma/image/ and suspicious_glaucoma/image/ at any depth; the attention maps beside
+            them are of where ophthalmologists looked and serve as no mask.
     """
-    folder = source.find("non_glaucoma", "suspicious_glaucoma")
-    for kind in ("non_glaucoma", "suspicious_glaucoma"):
-        place = source.child(folder, kind)
-        images = source.child(place, "image")
-        for image in source.images(images if images.is_dir() else place):
-            yield Record(f"{kind}-{image.stem}", int(kind != "non_glaucoma"), kind, image)
+    kinds = ("non_glaucoma", "suspicious_glaucoma")
+    images = [path for path in source.images(source.raw, deep=True) if path.parent.name != "attention_map"]
+    found = {kind: [path for path in images if kind in path.relative_to(source.raw).parts] for kind in kinds}
+    for kind in kinds:
+        if not found[kind]:
+            source.find(*kinds)  # says what is missing
+        for image in found[kind]:
+            name = "-".join(image.relative_to(source.raw).with_suffix("").parts)
+            yield Record(name, int(kind != kinds[0]), kind, image)
 
 
 @builder("odir5k")

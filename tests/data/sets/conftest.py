@@ -215,8 +215,8 @@ def _aptos(raw: Path, write_dicom: Callable[..., Path]) -> Expected:
 def _lag(raw: Path, write_dicom: Callable[..., Path]) -> Expected:
     for j, kind in enumerate(("non_glaucoma", "suspicious_glaucoma")):
         for i in range(4):
-            save(raw / "LAG" / kind / "image" / f"{i:04d}.jpg", texture([13, j, i], color=True))
-            save(raw / "LAG" / kind / "attention_map" / f"{i:04d}.jpg", texture([14, j, i]))
+            save(raw / f"part_{i % 2}" / kind / "image" / f"{i // 2:04d}.jpg", texture([13, j, i], color=True))
+            save(raw / "part_1" / kind / "attention_map" / f"{i:04d}.jpg", texture([14, j, i]))
     return Expected(4, 4)
 
 
