@@ -312,7 +312,7 @@ def _check_files(splits: dict[str, list[Item]], source: Path, skip: bool) -> Non
     for split, items in splits.items():
         sound = []
         for item in items:
-            problem = _file_problem(item)
+            problem = file_problem(item)
             if problem is None:
                 sound.append(item)
             else:
@@ -329,7 +329,8 @@ def _check_files(splits: dict[str, list[Item]], source: Path, skip: bool) -> Non
         warnings.warn(f"{source}: {len(problems)} broken items were skipped, {left} are left.", stacklevel=3)
 
 
-def _file_problem(item: Item) -> str | None:
+def file_problem(item: Item) -> str | None:
+    """What is wrong with the files of an item, None if they are whole and the mask fits: "image", "mask" or none."""
     image, mask = item["image"], item.get("mask")
     try:
         size = probe(image)
