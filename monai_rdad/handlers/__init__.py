@@ -7,13 +7,18 @@ from monai_rdad.handlers.anomaly_metrics import AnomalyMetrics
 from monai_rdad.handlers.checkpoint import ResumableCheckpoint
 from monai_rdad.handlers.mlflow import AnomalyMLFlow
 from monai_rdad.handlers.progress import Progress
+from monai_rdad.handlers.prototypes import PrototypeUsage
 from monai_rdad.handlers.trained import TrainedCheckpointLoader, load_settings
+from monai_rdad.handlers.training import GradientClipping, MomentumUpdate
 
 __all__ = [
     "AnomalyMLFlow",
     "AnomalyMetrics",
-    "TrainedCheckpointLoader",
+    "GradientClipping",
+    "MomentumUpdate",
     "Progress",
+    "PrototypeUsage",
     "ResumableCheckpoint",
+    "TrainedCheckpointLoader",
     "load_settings",
 ]

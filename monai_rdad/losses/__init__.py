@@ -5,5 +5,16 @@ from __future__ import annotations
 
 from .contrastive import ScaleContrastiveLoss
 from .distillation import CosineDistillationLoss, cosine_distance
+from .mining import soft_mining
+from .prototypes import PrototypeLoss, alignment_loss, diversity_loss, prototype_similarity
 
-__all__ = ["CosineDistillationLoss", "ScaleContrastiveLoss", "cosine_distance"]
+__all__ = [
+    "CosineDistillationLoss",
+    "PrototypeLoss",
+    "ScaleContrastiveLoss",
+    "alignment_loss",
+    "cosine_distance",
+    "diversity_loss",
+    "prototype_similarity",
+    "soft_mining",
+]

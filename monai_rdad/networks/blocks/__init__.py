@@ -5,6 +5,16 @@ from __future__ import annotations
 
 from .bottleneck import OneClassBottleneck
 from .decoder import MirroredDecoder
+from .prototypes import PrototypeAttention, PrototypeDecoder, PrototypeExtractor
 from .residual import BasicBlock, Bottleneck, residual_stage
 
-__all__ = ["BasicBlock", "Bottleneck", "MirroredDecoder", "OneClassBottleneck", "residual_stage"]
+__all__ = [
+    "BasicBlock",
+    "Bottleneck",
+    "MirroredDecoder",
+    "OneClassBottleneck",
+    "PrototypeAttention",
+    "PrototypeDecoder",
+    "PrototypeExtractor",
+    "residual_stage",
+]

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
+from .dnp import DNP, image_divisor
 from .rd4ad import RD4AD
 from .scrd import SCRD
 
-__all__ = ["RD4AD", "SCRD"]
+__all__ = ["DNP", "RD4AD", "SCRD", "image_divisor"]
