@@ -17,19 +17,24 @@ def mlp(width: int) -> nn.Sequential:
 
 
 def init_linears(module: nn.Module) -> None:
-    """Truncated normal with a standard deviation of 0.02 and zeros, as vision transformers start."""
+    """Xavier uniform and zeros.
+
+    Without residuals around the attention, what distinguishes one token from another fades from block to block. With
+    the smaller truncated normal of vision transformers it fades faster, and the decoder takes longer to predict more
+    than the mean.
+    """
     for m in module.modules():
         if isinstance(m, nn.Linear):
-            nn.init.trunc_normal_(m.weight, std=0.02)
+            nn.init.xavier_uniform_(m.weight)
             if m.bias is not None:
                 nn.init.zeros_(m.bias)
 
 
 class PrototypeExtractor(nn.Module):
-    """Learnable queries that gather an image's tokens into a few prototypes (arXiv 2508.19573, section on prototypes).
+    """Learnable queries that gather an image's tokens into a few prototypes (arXiv 2508.19573).
 
-    One block of cross-attention and MLP, both with residuals. The queries start as a standard normal and not, like the
-    weights, near zero: prototypes of an untrained network are then as different as they can be.
+    One block of cross-attention and MLP, both with residuals. The queries start as a standard normal and not near zero:
+    the prototypes of an untrained network are then different from each other.
 
     Args:
         width: channels of a token.
@@ -117,7 +122,7 @@ class _Block(nn.Module):
 
 
 class PrototypeDecoder(nn.Module):
-    """Blocks of attention to prototypes, without a residual around it, and MLP (arXiv 2508.19573, decoder).
+    """Blocks of attention to prototypes, without a residual around it, and MLP (arXiv 2508.19573).
 
     Args:
         width: channels of a token.
