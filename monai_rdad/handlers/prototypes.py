@@ -41,16 +41,17 @@ class PrototypeUsage:
         self.usage: Tensor | None = None
         self.last: Tensor | None = None
         self._counts: Tensor | None = None
+        self._trains = False
 
     def attach(self, engine: Engine) -> None:
         """Register with a MONAI trainer or evaluator."""
-        self._trains = hasattr(engine, "optimizer")
         engine.add_event_handler(Events.EPOCH_STARTED, self._epoch_started)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._epoch_completed)
         self.network.register_forward_hook(self._count)
 
     def _epoch_started(self, engine: Engine) -> None:
         self._counts = None
+        self._trains = hasattr(engine, "optimizer")  # only now: a trainer attaches its handlers before it has one
 
     @torch.no_grad()
     def _count(self, module: nn.Module, inputs: Any, pairs: FeaturePairs) -> None:

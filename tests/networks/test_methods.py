@@ -21,6 +21,7 @@ class Method(NamedTuple):
     loss: nn.Module
     extra: bool  # whether training also takes a corrupted image
     maps: tuple[tuple[int, int], ...] = ((64, 4), (128, 8), (256, 16))  # channels and stride per scale, for resnet18
+    steps: int = 30  # in which it fits four images
 
 
 METHODS = {
@@ -29,16 +30,20 @@ METHODS = {
     "scrd_none": Method(lambda **k: SCRD(scale_weights=False, **k), ScaleContrastiveLoss("none"), True),
     "scrd_sums": Method(SCRD, ScaleContrastiveLoss("sums"), True),
     "scrd_ratios": Method(SCRD, ScaleContrastiveLoss("ratios", distillation=1.0), True),
-    "dnp": Method(DNP, PrototypeLoss(), False, ((192, 16), (256, 16))),
-    "dnp_frozen": Method(
-        lambda **k: DNP(encoder_mode="frozen", **k), PrototypeLoss(0, 0, 0), False, ((192, 16), (256, 16))
-    ),
+    "dnp": Method(lambda **k: DNP(blocks=2, **k), PrototypeLoss(), False, ((192, 16), (256, 16)), 60),
 }
 
 
 def build(method: Method, encoder: str = "resnet18", seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
     return method.network(encoder=encoder, weights="none", precision="fp32")
+
+
+def groups(network: nn.Module, lr: float) -> list:
+    """What the network's bundle gives the optimizer: a trainable encoder learns slowly."""
+    if hasattr(network, "parameter_groups"):
+        return network.parameter_groups(lr, 1e-5)
+    return [p for p in network.parameters() if p.requires_grad]
 
 
 def batch(method: Method, size: int = 64, n: int = 4, channels: int = 1) -> tuple[Tensor, ...]:
@@ -86,10 +91,10 @@ def test_teacher_stays_frozen_and_the_rest_trains(method):
 def test_overfits_a_tiny_set_and_separates_what_it_never_saw(method):
     network = build(method)
     inputs = batch(method)
-    optimizer = torch.optim.Adam([p for p in network.parameters() if p.requires_grad], lr=2e-3, fused=True)
+    optimizer = torch.optim.Adam(groups(network, 2e-3), fused=True)
     distance = CosineDistillationLoss()
     distances = []
-    for _ in range(30):
+    for _ in range(method.steps):
         network.train()
         optimizer.zero_grad()
         pairs = network(*inputs)

@@ -59,7 +59,7 @@ class PrototypeExtractor(nn.Module):
 
     def split(self, x: Tensor) -> Tensor:
         """(B, N, C) to (B, heads, N, C / heads)."""
-        return x.unflatten(2, (self.heads, -1)).transpose(1, 2)
+        return x.reshape(x.shape[0], x.shape[1], self.heads, -1).transpose(1, 2)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Tokens (B, N, C) to prototypes (B, M, C), float32."""
@@ -92,7 +92,7 @@ class PrototypeAttention(nn.Module):
 
     def split(self, x: Tensor) -> Tensor:
         """(B, N, C) to (B, heads, N, C / heads)."""
-        return x.unflatten(2, (self.heads, -1)).transpose(1, 2)
+        return x.reshape(x.shape[0], x.shape[1], self.heads, -1).transpose(1, 2)
 
     def weights(self, tokens: Tensor, prototypes: Tensor) -> Tensor:
         """Non-negative weights (B, heads, N, M) of the prototypes for each token."""

@@ -51,7 +51,7 @@ class _Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         b, n, c = x.shape
-        q, k, v = self.qkv(x).view(b, n, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
+        q, k, v = self.qkv(x).view(b, n, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
         out = nn.functional.scaled_dot_product_attention(q, k, v)
         return self.proj(out.transpose(1, 2).reshape(b, n, c))
 
@@ -174,7 +174,7 @@ class ViTEncoder(nn.Module):
         for i, block in enumerate(self.blocks):
             x = block(x)
             if i >= self.first:
-                levels.append(x[:, self.prefix :].transpose(1, 2).unflatten(2, (rows, columns)))
+                levels.append(x[:, self.prefix :].transpose(1, 2).reshape(x.shape[0], -1, rows, columns))
         return levels
 
     def groups(self, levels: List[Tensor]) -> List[Tensor]:  # noqa: UP006

@@ -41,6 +41,11 @@ def image_divisor(name: str) -> int:
     return VITS[name].patch if name in VITS else 32
 
 
+def _embedding(in_channels: int, width: int) -> nn.Sequential:
+    """A level's maps as tokens. The norm takes away what all positions have in common, most of a ResNet's features."""
+    return nn.Sequential(nn.Conv2d(in_channels, width, 1, bias=False), nn.BatchNorm2d(width))
+
+
 class DNP(nn.Module):
     """Trainable encoder, momentum teacher, prototypes, and a decoder that sees only these (arXiv 2508.19573).
 
@@ -48,9 +53,9 @@ class DNP(nn.Module):
     decoder rebuilds each from non-negative combinations of the prototypes. Its last half predicts the teacher's shallow
     group of levels, its first half the deep one.
 
-    A ResNet's levels have different channels and are not in one space: here a linear layer per level makes tokens of
-    them and one per group brings the decoder's output back. The targets never pass through a trained layer, so they
-    cannot be made easy by one.
+    A ResNet's levels have different channels and are not in one space: here a linear layer with batch norm per
+    level makes tokens of them, and a linear layer per group brings the decoder's output back. The targets never pass
+    through such a layer, so they cannot be made easy by one.
 
     Args:
         encoder: one of :data:`~monai_rdad.networks.encoders.vit.VITS` or
@@ -99,7 +104,7 @@ class DNP(nn.Module):
         width, heads = 384, 6
         channels = self.teacher.level_channels
         ours = all(c == width for c in channels)
-        self.embeds = nn.ModuleList([nn.Identity() if ours else nn.Conv2d(c, width, 1) for c in channels])
+        self.embeds = nn.ModuleList([nn.Identity() if ours else _embedding(c, width) for c in channels])
         self.extractor = PrototypeExtractor(width, prototypes, heads)
         self.bottleneck = mlp(width)
         self.decoder = PrototypeDecoder(width, heads, blocks)
@@ -148,7 +153,7 @@ class DNP(nn.Module):
         rebuilt = [torch.stack(outputs[half:]).mean(0), torch.stack(outputs[:half]).mean(0)]
         predictions: List[Tensor] = []  # noqa: UP006
         for i, head in enumerate(self.heads):
-            predictions.append(head(rebuilt[i]).transpose(1, 2).unflatten(2, targets[i].shape[2:]))
+            predictions.append(head(rebuilt[i]).transpose(1, 2).reshape(targets[i].shape))
         return FeaturePairs(targets, predictions, tokens=tokens, prototypes=prototypes)
 
     def forward(self, image: Tensor) -> FeaturePairs:
