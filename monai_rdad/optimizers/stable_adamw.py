@@ -85,14 +85,18 @@ class StableAdamW(Optimizer):
             largest = [s["max_exp_avg_sq"] for s in states]
             torch._foreach_maximum_(largest, squares)
             squares = largest
+        # the corrections of bias are one number per tensor: as factors of the small tensors they cost no pass
+        unbias1 = [1 - beta1 ** s["step"] for s in states]
+        unbias2 = [(1 - beta2 ** s["step"]) ** 0.5 for s in states]
         roots = torch._foreach_sqrt(squares)
-        torch._foreach_div_(roots, [(1 - beta2 ** s["step"]) ** 0.5 for s in states])
-        torch._foreach_add_(roots, group["eps"])
+        torch._foreach_add_(roots, [group["eps"] * factor for factor in unbias2])
         norms = torch._foreach_norm(list(torch._foreach_div(grads, list(roots))))
-        rms = torch.stack(norms) / torch.tensor([p.numel() ** 0.5 for p in params], device=params[0].device)
+        device = params[0].device
+        factors = torch.tensor(unbias2, device=device)
+        rms = torch.stack(norms) * factors / torch.tensor([p.numel() ** 0.5 for p in params], device=device)
         rates = group["lr"] / (rms / group["clip"]).clamp_min(1)
         updates = torch._foreach_div(means, roots)
-        torch._foreach_div_(updates, [1 - beta1 ** s["step"] for s in states])
-        torch._foreach_add_(updates, params, alpha=group["weight_decay"])
-        torch._foreach_mul_(updates, list(rates.unbind()))
+        torch._foreach_mul_(updates, list((rates * factors / torch.tensor(unbias1, device=device)).unbind()))
+        if group["weight_decay"]:
+            torch._foreach_mul_(params, list((1 - rates * group["weight_decay"]).unbind()))
         torch._foreach_sub_(params, updates)

@@ -132,7 +132,7 @@ def test_a_trainers_usage_leaves_validation_out(network):
     trainer.add_event_handler(Events.ITERATION_COMPLETED, validate)
     trainer.run()
     with torch.no_grad():
-        pairs = [network(b["image"]) for b in _batches(2)]
+        pairs = [network.train()(b["image"]) for b in _batches(2)]
     counts = torch.zeros(6)
     for p in pairs:
         similarity = torch.nn.functional.cosine_similarity(p.tokens[:, :, None], p.prototypes[:, None], dim=3)

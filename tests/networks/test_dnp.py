@@ -155,6 +155,7 @@ def test_bad_settings_are_named():
         ({"encoder_mode": "ema"}, "Unknown encoder_mode 'ema'"),
         ({"momentum": 1.5}, "momentum is 1.5"),
         ({"blocks": 3}, "3 blocks"),
+        ({"prototypes": 1}, "prototypes is 1"),
         ({"precision": "fp8"}, "Unknown precision"),
     ):
         with pytest.raises(ValueError, match=message):

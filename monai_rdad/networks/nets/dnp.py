@@ -53,9 +53,9 @@ class DNP(nn.Module):
     decoder rebuilds each from non-negative combinations of the prototypes. Its last half predicts the teacher's shallow
     group of levels, its first half the deep one.
 
-    A ResNet's levels have different channels and are not in one space: here a linear layer with batch norm per
-    level makes tokens of them, and a linear layer per group brings the decoder's output back. The targets never pass
-    through such a layer, so they cannot be made easy by one.
+    A ResNet's levels have different channels and are not in one space: here a linear layer with batch norm per level
+    makes tokens of them, and a linear layer per group brings the decoder's output back. The targets never pass through
+    such a layer, so they cannot be made easy by one.
 
     Args:
         encoder: one of :data:`~monai_rdad.networks.encoders.vit.VITS` or
@@ -71,7 +71,7 @@ class DNP(nn.Module):
         precision: "auto", "bf16" or "fp32", see :func:`~monai_rdad.networks.precision.mixed_precision`.
 
     Raises:
-        ValueError: for an unknown name, an odd number of blocks, or a momentum outside [0, 1].
+        ValueError: for an unknown name, an odd number of blocks, fewer than 2 prototypes, or a momentum outside [0, 1].
     """
 
     MODES = ("frozen", "trainable", "momentum")
@@ -93,6 +93,8 @@ class DNP(nn.Module):
             raise ValueError(f"Unknown encoder_mode '{encoder_mode}'. Choose one of: {', '.join(self.MODES)}.")
         if not 0 <= momentum <= 1:
             raise ValueError(f"momentum is {momentum}, it must lie in [0, 1].")
+        if prototypes < 2:
+            raise ValueError(f"prototypes is {prototypes}, there must be at least 2 to differ from each other.")
         if blocks < 2 or blocks % 2:
             raise ValueError(f"The decoder has {blocks} blocks, it must be an even number: two groups of equal size.")
         self.precision = precision
@@ -103,13 +105,13 @@ class DNP(nn.Module):
         self.teacher.requires_grad_(False)
         width, heads = 384, 6
         channels = self.teacher.level_channels
-        ours = all(c == width for c in channels)
-        self.embeds = nn.ModuleList([nn.Identity() if ours else _embedding(c, width) for c in channels])
+        one_space = all(c == width for c in channels)  # a transformer's blocks all write to the same tokens
+        self.embeds = nn.ModuleList([nn.Identity() if one_space else _embedding(c, width) for c in channels])
         self.extractor = PrototypeExtractor(width, prototypes, heads)
         self.bottleneck = mlp(width)
         self.decoder = PrototypeDecoder(width, heads, blocks)
         self.heads = nn.ModuleList(
-            [nn.Identity() if ours else nn.Linear(width, c) for c in self.teacher.group_channels]
+            [nn.Identity() if one_space else nn.Linear(width, c) for c in self.teacher.group_channels]
         )
         init_linears(self.bottleneck)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
