@@ -14,7 +14,7 @@ __version__ = "0.1.0"
 __all__ = ["__version__"]
 
 _SUBMODULES = frozenset(
-    ("data", "handlers", "inferers", "losses", "metrics", "networks", "transforms", "utils", "visualize")
+    ("data", "handlers", "inferers", "losses", "metrics", "networks", "optimizers", "transforms", "utils", "visualize")
 )
 
 

@@ -21,9 +21,13 @@ class FeaturePairs(NamedTuple):
         predictions: student maps of the same shapes; of a few-shot network the query's.
         weights: optional weight of each scale per image, (B, scales), non-negative, each row summing to 1.
         negatives: optional teacher maps of a corrupted image, which the predictions shall stay away from.
+        tokens: optional features (B, N, C) that prototypes stand for, N = H_0 * W_0 positions in row order.
+        prototypes: optional vectors (B, M, C) that the image was summarised by.
     """
 
     targets: List[Tensor]  # noqa: UP006
     predictions: List[Tensor]  # noqa: UP006
     weights: Optional[Tensor] = None  # noqa: UP045
     negatives: Optional[List[Tensor]] = None  # noqa: UP006, UP045
+    tokens: Optional[Tensor] = None  # noqa: UP045
+    prototypes: Optional[Tensor] = None  # noqa: UP045

@@ -8,8 +8,10 @@ from monai_rdad.handlers.calibration import Calibration, CalibrationWriter, load
 from monai_rdad.handlers.checkpoint import ResumableCheckpoint
 from monai_rdad.handlers.mlflow import AnomalyMLFlow
 from monai_rdad.handlers.progress import Progress
+from monai_rdad.handlers.prototypes import PrototypeUsage
 from monai_rdad.handlers.support import EpisodeMonitor, SupportSet
 from monai_rdad.handlers.trained import TrainedCheckpointLoader, load_settings
+from monai_rdad.handlers.training import GradientClipping, MomentumUpdate
 
 __all__ = [
     "AnomalyMLFlow",
@@ -17,7 +19,10 @@ __all__ = [
     "Calibration",
     "CalibrationWriter",
     "EpisodeMonitor",
+    "GradientClipping",
+    "MomentumUpdate",
     "Progress",
+    "PrototypeUsage",
     "ResumableCheckpoint",
     "SupportSet",
     "TrainedCheckpointLoader",

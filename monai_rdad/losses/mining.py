@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ReContrast's cosine distance of whole maps, which only the hard positions of normal images train."""
+"""Mining: positions of normal images that are reconstructed badly teach more, or alone."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from monai_rdad.features import FeaturePairs
 from monai_rdad.losses.distillation import cosine_distance
 
-__all__ = ["GlobalCosineMiningLoss"]
+__all__ = ["GlobalCosineMiningLoss", "soft_mining"]
 
 
 class GlobalCosineMiningLoss(nn.Module):
@@ -70,3 +70,23 @@ class GlobalCosineMiningLoss(nn.Module):
                 easy = (distance < distance.mean() + self.alpha * distance.std())[:, None]
             mined.register_hook(lambda gradient: gradient.masked_fill(easy, 0))
         return mined
+
+
+def soft_mining(target: Tensor, prediction: Tensor, exponent: float = 3.0) -> Tensor:
+    """The prediction itself, whose gradient is scaled per position by (d / mean d) ** exponent.
+
+    d is the cosine distance of the channel vectors at a position and the mean goes over the batch (arXiv 2508.19573; as
+    in INP-Former, Luo et al., CVPR 2025). Normal regions that are rebuilt already then no longer drive the training.
+
+    Args:
+        target: (B, C, H, W).
+        prediction: of the same shape.
+        exponent: 0 leaves the gradient as it is.
+
+    Returns:
+        (B, C, H, W), equal to the prediction.
+    """
+    distance = cosine_distance(target, prediction.detach(), per_position=True)
+    factor = (distance / distance.mean().clamp_min(1e-12)).clamp_min(0).pow(exponent)[:, None]
+    fixed = prediction.detach()
+    return fixed + factor * (prediction - fixed)

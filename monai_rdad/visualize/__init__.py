@@ -12,27 +12,35 @@ from monai_rdad.visualize.sheet import Case, contact_sheet
 
 if TYPE_CHECKING:
     from monai_rdad.visualize.evaluation import EvaluationReport
+    from monai_rdad.visualize.prototypes import PrototypeReport, assignment_overlay, prototype_sheet
     from monai_rdad.visualize.writer import PredictionWriter
 
 __all__ = [
     "Case",
     "EvaluationReport",
     "PredictionWriter",
+    "PrototypeReport",
+    "assignment_overlay",
     "contact_sheet",
     "description_page",
     "overlay",
+    "prototype_sheet",
     "result_page",
 ]
 
+# These need PyTorch and MONAI, which take seconds to import; who draws figures does not.
+_LAZY = {
+    "EvaluationReport": "evaluation",
+    "PredictionWriter": "writer",
+    "PrototypeReport": "prototypes",
+    "assignment_overlay": "prototypes",
+    "prototype_sheet": "prototypes",
+}
+
 
 def __getattr__(name: str) -> Any:
-    # These need PyTorch and MONAI, which take seconds to import; who draws figures does not.
-    if name == "EvaluationReport":
-        from monai_rdad.visualize.evaluation import EvaluationReport
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
 
-        return EvaluationReport
-    if name == "PredictionWriter":
-        from monai_rdad.visualize.writer import PredictionWriter
-
-        return PredictionWriter
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"monai_rdad.visualize.{_LAZY[name]}"), name)

@@ -54,3 +54,10 @@ def test_sizes_that_the_networks_cannot_take():
     for size in (100, 0, 16):
         with pytest.raises(ValueError, match="multiple of 32"):
             ResizeInPlane(size)
+
+
+def test_the_divisor_is_that_of_the_network():
+    item = ResizeInPlaned("image", 42, divisor=14)({"image": torch.rand(1, 50, 50)})
+    assert item["image"].shape == (1, 42, 42)
+    with pytest.raises(ValueError, match="multiple of 14 and at least 28"):
+        ResizeInPlane(64, divisor=14)

@@ -7,6 +7,7 @@ from .bottleneck import OneClassBottleneck
 from .decoder import MirroredDecoder
 from .matching import align, nearest, unit
 from .projection import CentreMaskedConv2d, FeatureProjection
+from .prototypes import PrototypeAttention, PrototypeDecoder, PrototypeExtractor
 from .residual import BasicBlock, Bottleneck, residual_stage
 from .whitening import Whitening
 
@@ -17,6 +18,9 @@ __all__ = [
     "FeatureProjection",
     "MirroredDecoder",
     "OneClassBottleneck",
+    "PrototypeAttention",
+    "PrototypeDecoder",
+    "PrototypeExtractor",
     "Whitening",
     "align",
     "nearest",

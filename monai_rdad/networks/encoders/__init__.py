@@ -4,12 +4,18 @@
 from __future__ import annotations
 
 from .resnet import RESNETS, FrozenEncoder, ResNetEncoder
-from .weights import find_imagenet_weights, load_encoder_weights, read_weights
+from .tokens import TokenResNet
+from .vit import VITS, ViTEncoder
+from .weights import find_dinov2_weights, find_imagenet_weights, load_encoder_weights, read_weights
 
 __all__ = [
     "RESNETS",
+    "VITS",
     "FrozenEncoder",
     "ResNetEncoder",
+    "TokenResNet",
+    "ViTEncoder",
+    "find_dinov2_weights",
     "find_imagenet_weights",
     "load_encoder_weights",
     "read_weights",

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from monai_rdad.utils import file_sha256
 
-__all__ = ["IMAGENET", "find_imagenet_weights", "load_encoder_weights", "read_weights"]
+__all__ = ["DINOV2", "IMAGENET", "find_dinov2_weights", "find_imagenet_weights", "load_encoder_weights", "read_weights"]
 
 # torchvision's files (BSD-3-Clause), ImageNet-1k, "IMAGENET1K_V1": the ones that the methods were published with.
 # SHA-256, in full or, where only that is published, the leading digits that torchvision puts into the file's name.
@@ -22,6 +22,16 @@ IMAGENET: dict[str, tuple[str, str]] = {
     "resnet34": ("resnet34-b627a593.pth", "b627a593"),
     "resnet50": ("resnet50-0676ba61.pth", "0676ba61b6795bbe1773cffd859882e5e297624d384b6993f7c9e683e722fb8a"),
     "wide_resnet50_2": ("wide_resnet50_2-95faca4d.pth", "95faca4d"),
+}
+
+# Meta's files (Apache-2.0), DINOv2 with registers. Meta publishes no hash; this one is the file's own, as several
+# independent users of it state it.
+_DINOV2_URL = "https://dl.fbaipublicfiles.com/dinov2/dinov2_vits14/"
+DINOV2: dict[str, tuple[str, str]] = {
+    "vit_small_dinov2_reg4": (
+        "dinov2_vits14_reg4_pretrain.pth",
+        "f433177089a681826f849f194ece3bb48f4d63fb38d32fc837e3dc7a4e5641fb",
+    ),
 }
 
 
@@ -48,7 +58,21 @@ def find_imagenet_weights(encoder: str) -> Path:
     """
     if encoder not in IMAGENET:
         raise ValueError(f"No ImageNet weights are known for encoder '{encoder}', only for: {', '.join(IMAGENET)}.")
-    name, sha256 = IMAGENET[encoder]
+    return _find(_BASE_URL, *IMAGENET[encoder], f"ImageNet weights of {encoder}")
+
+
+def find_dinov2_weights(encoder: str) -> Path:
+    """Path of Meta's DINOv2 weights of an encoder; otherwise as :func:`find_imagenet_weights`.
+
+    Args:
+        encoder: one of :data:`DINOV2`.
+    """
+    if encoder not in DINOV2:
+        raise ValueError(f"No DINOv2 weights are known for encoder '{encoder}', only for: {', '.join(DINOV2)}.")
+    return _find(_DINOV2_URL, *DINOV2[encoder], f"DINOv2 weights of {encoder}")
+
+
+def _find(base_url: str, name: str, sha256: str, what: str) -> Path:
     hub = Path(torch.hub.get_dir()) / "checkpoints"
     folders = [Path(os.environ["MONAI_RDAD_WEIGHTS"])] if os.environ.get("MONAI_RDAD_WEIGHTS") else []
     for folder in [*folders, hub]:
@@ -58,10 +82,10 @@ def find_imagenet_weights(encoder: str) -> Path:
     hub.mkdir(parents=True, exist_ok=True)
     try:
         # writes to a temporary name, checks the hash, then renames
-        torch.hub.download_url_to_file(_BASE_URL + name, str(hub / name), hash_prefix=sha256)
+        torch.hub.download_url_to_file(base_url + name, str(hub / name), hash_prefix=sha256)
     except OSError as error:
         raise RuntimeError(
-            f"Cannot download the ImageNet weights of {encoder} ({error}). Without a network, fetch {_BASE_URL}{name} "
+            f"Cannot download the {what} ({error}). Without a network, fetch {base_url}{name} "
             f"(SHA-256 {sha256}{'...' if len(sha256) < 64 else ''}) elsewhere and put it into {hub} or into the folder "
             "named by MONAI_RDAD_WEIGHTS; or choose `--weights none` or a path."
         ) from error
@@ -83,7 +107,8 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     file = Path(path)
     if not file.is_file():
         raise FileNotFoundError(
-            f"Weights '{path}' are neither a known name (imagenet, none) nor an existing file. Check the spelling."
+            f"Weights '{path}' are neither a known name (imagenet, dinov2, none) nor an existing file. "
+            "Check the spelling."
         )
     if match := re.search(r"-([0-9a-f]{8,64})$", file.stem):
         _check_hash(file, match.group(1))
@@ -110,8 +135,9 @@ def load_encoder_weights(module: nn.Module, encoder: str, weights: str) -> None:
 
     Args:
         module: the encoder.
-        encoder: its name, used by "imagenet".
-        weights: "imagenet" (torchvision's files, by URL and SHA-256), "none" (keep the random ones) or a path.
+        encoder: its name, used by "imagenet" and "dinov2".
+        weights: "imagenet" (torchvision's files) or "dinov2" (Meta's), both by URL and SHA-256, "none" (keep the random
+            ones) or a path.
 
     Raises:
         FileNotFoundError, RuntimeError, ValueError: as :func:`find_imagenet_weights` and :func:`read_weights`, and if a
@@ -119,7 +145,8 @@ def load_encoder_weights(module: nn.Module, encoder: str, weights: str) -> None:
     """
     if weights == "none":
         return
-    path = find_imagenet_weights(encoder) if weights == "imagenet" else Path(weights)
+    known = {"imagenet": find_imagenet_weights, "dinov2": find_dinov2_weights}
+    path = known[weights](encoder) if weights in known else Path(weights)
     state = read_weights(path)
     own = module.state_dict()
     missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]

@@ -25,12 +25,15 @@ class ResizeInPlane(InvertibleTransform):
     Args:
         size: height and width of the result.
         nearest: copy the nearest value instead, for masks.
+        divisor: of which the size has to be a multiple, and at least twice: 32 for networks that halve it five times,
+            the edge of a patch for transformers.
     """
 
-    def __init__(self, size: int, nearest: bool = False) -> None:
-        if size < 64 or size % 32:
+    def __init__(self, size: int, nearest: bool = False, divisor: int = 32) -> None:
+        if size < 2 * divisor or size % divisor:
             raise ValueError(
-                f"The image size is {size}, it must be a multiple of 32 and at least 64: networks halve it five times."
+                f"The image size is {size}, it must be a multiple of {divisor} and at least {2 * divisor} "
+                "for this network."
             )
         self.size = int(size)
         self.nearest = nearest

@@ -22,6 +22,7 @@ class ResizeInPlaned(MapTransform, InvertibleTransform):
         keys: of the images and masks.
         size: height and width of the result.
         nearest: whether to copy nearest values, one for all keys or one per key.
+        divisor: of which the size has to be a multiple, and at least twice.
         allow_missing_keys: do not raise if a key is missing.
     """
 
@@ -30,10 +31,11 @@ class ResizeInPlaned(MapTransform, InvertibleTransform):
         keys: KeysCollection,
         size: int,
         nearest: bool | Sequence[bool] = False,
+        divisor: int = 32,
         allow_missing_keys: bool = False,
     ) -> None:
         MapTransform.__init__(self, keys, allow_missing_keys)
-        self.resizers = [ResizeInPlane(size, n) for n in ensure_tuple_rep(nearest, len(self.keys))]
+        self.resizers = [ResizeInPlane(size, n, divisor) for n in ensure_tuple_rep(nearest, len(self.keys))]
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """The item with its images resized."""
