@@ -132,8 +132,8 @@ def table(rows: list[dict[str, Any]]) -> str:
                 statistics.fmean(metrics[f"{figure}_ci_{end}"] for metrics in found if figure in metrics)
                 for end in ("low", "high")
             )
-            spread = f"{min(values):.3f} to {max(values):.3f}"
-            cells.append(f"{statistics.fmean(values):.3f} ({spread}) [{low:.2f}, {high:.2f}]")
+            spread = f" ({min(values):.3f} to {max(values):.3f})" if len(values) > 1 else ""
+            cells.append(f"{statistics.fmean(values):.3f}{spread} [{low:.2f}, {high:.2f}]")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

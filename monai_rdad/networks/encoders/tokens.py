@@ -46,13 +46,14 @@ class TokenResNet(ResNetEncoder):
         super().train(False)
         return self
 
-    def forward(self, x: Tensor) -> List[Tensor]:  # type: ignore[override]  # noqa: UP006 - always three stages
-        """Image (B, 1 or 3, H, W) in [0, 1] to three maps (B, C_i, H/16, W/16), float32."""
-        maps = self.features((x - self.mean) / self.std)
+    def forward(self, x: Tensor, stages: int = 3) -> List[Tensor]:  # noqa: UP006
+        """Image (B, 1 or 3, H, W) in [0, 1] to three maps (B, C_i, H/16, W/16), float32, fewer with fewer ``stages``."""
+        maps = self.features((x - self.mean) / self.std, stages)
         levels: List[Tensor] = []  # noqa: UP006
         for i, pool in enumerate(self.pools):
-            level = pool(maps[i].float())
-            levels.append(level * torch.rsqrt(level.square().mean(1, keepdim=True) + 1e-6))
+            if i < len(maps):
+                level = pool(maps[i].float())
+                levels.append(level * torch.rsqrt(level.square().mean(1, keepdim=True) + 1e-6))
         return levels
 
     def groups(self, levels: List[Tensor]) -> List[Tensor]:  # noqa: UP006
