@@ -147,7 +147,7 @@ def test_overfits_a_tiny_set_and_separates_what_it_never_saw(method):
         optimizer.step()
         # what the map is made of: training may append other pairs
         distances.append(distance(FeaturePairs(pairs.targets[:3], pairs.predictions[:3])).item())
-    assert distances[-1] < 0.4 * distances[0]
+    assert distances[-1] < 0.45 * distances[0]
     if not method.separates:
         return
 
