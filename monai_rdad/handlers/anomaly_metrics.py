@@ -273,10 +273,16 @@ class AnomalyMetrics:
                 low, high = bootstrap_rate(mine, groups, self.bootstrap, self.seed)
                 figures |= {f"{name}_ci_low": low, f"{name}_ci_high": high}
         threshold = self.calibration.area_threshold(self.area_alpha)
-        if self._pixels.total is not None and math.isfinite(threshold) and len(self.calibration.scores) == 1:
+        lesions = 0.0 if self._pixels.total is None else self._pixels.total.counts[1].sum()
+        # one threshold for all: with strata there are several
+        if (
+            self._pixels.total is not None
+            and lesions
+            and math.isfinite(threshold)
+            and len(self.calibration.scores) == 1
+        ):
             normal, abnormal, _ = self._pixels.total.above(threshold)
-            positives = abnormal + normal + self._pixels.total.counts[1].sum()
-            figures[f"dice_at_area_{self.area_alpha:g}"] = float(2 * abnormal / positives) if positives else math.nan
+            figures[f"dice_at_area_{self.area_alpha:g}"] = float(2 * abnormal / (abnormal + normal + lesions))
         return figures
 
     def _summary(self) -> str:

@@ -8,9 +8,9 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -38,12 +38,14 @@ class Calibration(NamedTuple):
         volumes: whether the calibration images were volumes: a volume's score is the highest of many slices, so that
             scores of slices say nothing about it.
         model_sha256: of the weights file that made the scores.
+        settings: preprocessing and reduction that the scores depend on.
     """
 
     scores: dict[str, ConformalScores]
     areas: dict[str, AreaRisk]
     volumes: bool
     model_sha256: str
+    settings: dict[str, Any]
 
     def stratum(self, name: str | None) -> str:
         """The stratum to use for an image of a scanner or site; "" (all images) if none is named or none was told.
@@ -52,7 +54,8 @@ class Calibration(NamedTuple):
             ValueError: there are strata, but not this one.
         """
         known = sorted(key for key in self.scores if key)
-        if not name or not known:
+        name = "" if name is None else str(name)  # the command line makes a number of "3"
+        if name == "" or not known:
             return ""
         if name not in known:
             raise ValueError(
@@ -90,6 +93,7 @@ class Calibration(NamedTuple):
             "version": 1,
             "model_sha256": self.model_sha256,
             "volumes": self.volumes,
+            "settings": self.settings,
             "strata": {
                 name: {
                     "scores": scores.scores.tolist(),
@@ -105,16 +109,19 @@ class Calibration(NamedTuple):
         return target
 
 
-def load_calibration(ckpt_dir: str | os.PathLike[str], required: bool = False) -> Calibration | None:
+def load_calibration(
+    ckpt_dir: str | os.PathLike[str], settings: Mapping[str, Any] | None = None, required: bool = False
+) -> Calibration | None:
     """The calibration of the trained network in a folder, or None if there is none.
 
     Args:
         ckpt_dir: folder of model.pt.
+        settings: those in use, of what the scores depend on; None to take the calibration as it is.
         required: raise instead of returning None.
 
     Raises:
         FileNotFoundError: there is none, but it is required.
-        ValueError: it is broken, or belongs to other weights.
+        ValueError: it is broken, or belongs to other weights or settings.
     """
     path = Path(ckpt_dir) / CALIBRATION
     if not path.is_file():
@@ -130,13 +137,20 @@ def load_calibration(ckpt_dir: str | os.PathLike[str], required: bool = False) -
             scores[name] = ConformalScores(stratum["scores"], [str(group) for group in stratum["groups"]])
             area = stratum["area"]
             areas[name] = AreaRisk(tuple(area["values"]), tuple(area["fractions"]), scores[name].n_groups)
-        result = Calibration(scores, areas, bool(content["volumes"]), str(content["model_sha256"]))
+        made_with = dict(content["settings"])
+        result = Calibration(scores, areas, bool(content["volumes"]), str(content["model_sha256"]), made_with)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} cannot be read as a calibration ({error!r}). Calibrate again.") from error
     if (weights := Path(ckpt_dir) / WEIGHTS).is_file() and result.model_sha256 != file_sha256(weights):
         raise ValueError(
             f"{path} belongs to other weights than {weights}: the network was trained anew. Calibrate again."
         )
+    for name, value in json.loads(json.dumps(dict(settings or {}))).items():
+        if made_with.get(name) != value:
+            raise ValueError(
+                f"{path} was made with {name} {made_with.get(name)}, not {value}: its thresholds do not hold. "
+                "Calibrate again with the settings in use."
+            )
     return result
 
 
@@ -145,18 +159,26 @@ class CalibrationWriter:
 
     For a ``SupervisedEvaluator(..., decollate=False)``, one process. Reads "pred", float (B, 1, H, W[, D]), of the
     output, and of the batch "label" (all 0) and, where present, "group" (default: the name) and "stratum". Memory: one
-    histogram of at most a few thousand bins per group.
+    histogram of at most a few thousand bins per image.
 
     Args:
         ckpt_dir: folder of model.pt, where calibration.json goes.
         reduction: from maps (B, 1, ...) to scores (B,), as in evaluation and inference.
+        settings: preprocessing and reduction, values that JSON can hold; where others are used it is refused.
 
     Raises:
-        ValueError: (during the run) an abnormal image, or a score that is not finite; the message names the image.
+        ValueError: (during the run) an abnormal image, images and volumes mixed, or a score that is not finite; the
+            message names the image.
     """
 
-    def __init__(self, ckpt_dir: str | os.PathLike[str], reduction: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    def __init__(
+        self,
+        ckpt_dir: str | os.PathLike[str],
+        reduction: Callable[[torch.Tensor], torch.Tensor],
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
         self.ckpt_dir = ckpt_dir
+        self.settings = dict(settings or {})
         self.reduction = reduction
 
     def attach(self, engine: Engine) -> None:
@@ -174,8 +196,10 @@ class CalibrationWriter:
         batch = engine.state.batch
         maps = convert_to_tensor(engine.state.output["pred"], dtype=torch.float32, track_meta=False)
         scores = self.reduction(maps).reshape(-1).tolist()
-        self._volumes = maps.ndim == 5
         names = batch["name"]
+        if self._rows and self._volumes != (maps.ndim == 5):
+            raise ValueError(f"{names[0]!r}: the calibration split mixes images and volumes. Use one kind of them.")
+        self._volumes = maps.ndim == 5
         groups, strata = batch.get("group", names), batch.get("stratum", [""] * len(names))
         arrays = maps[:, 0].cpu().numpy()
         for name, label, group, stratum, score, array in zip(
@@ -196,7 +220,9 @@ class CalibrationWriter:
             rows = [row for row in self._rows if key in ("", row[0])]
             scores[key] = ConformalScores([row[2] for row in rows], [row[1] for row in rows])
             areas[key] = _area_risk(by_group.values())
-        calibration = Calibration(scores, areas, self._volumes, file_sha256(Path(self.ckpt_dir) / WEIGHTS))
+        calibration = Calibration(
+            scores, areas, self._volumes, file_sha256(Path(self.ckpt_dir) / WEIGHTS), self.settings
+        )
         path = calibration.save(self.ckpt_dir)
         logger.info(
             "calibrated on %d normal images of %d groups; score thresholds: %s; %s",

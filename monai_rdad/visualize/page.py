@@ -31,6 +31,13 @@ LABELS = {
     "aupro_0.3": "AUPRO, false-positive rate up to 0.3",
     "oracle_dice": "Pixel Dice, oracle threshold",
 }
+
+DECISIONS = {
+    "false_positive_rate_at_": "False-positive rate, calibrated for {}",
+    "sensitivity_at_": "Sensitivity, calibrated for a false-positive rate of {}",
+    "normal_area_at_": "Outlined area of normal images, calibrated for {}",
+    "dice_at_area_": "Pixel Dice of the outline calibrated for an area of {}",
+}
 """Metrics of the page in their order; others follow under their own names."""
 
 PIXEL = ("pixel", "aupro", "oracle_dice")
@@ -119,9 +126,9 @@ def _table(metrics: Mapping[str, float]) -> str:
     for name in names:
         low, high = metrics.get(f"{name}_ci_low"), metrics.get(f"{name}_ci_high")
         interval = "–" if low is None or high is None else f"{_number(low)} to {_number(high)}"
-        n = metrics.get("n_pixel_images" if name.startswith(PIXEL) else "n_images")
+        n = _count(name, metrics)
         count = "–" if n is None else f"{n:.0f}"
-        cells = (html.escape(LABELS.get(name, name)), _number(metrics[name]), interval, count)
+        cells = (html.escape(_label(name)), _number(metrics[name]), interval, count)
         rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
     head = "<tr><th>Metric</th><th>Value</th><th>95 % interval</th><th>Images</th></tr>"
     table = f'<div class="scroll"><table><thead>{head}</thead><tbody>{"".join(rows)}</tbody></table></div>'
@@ -134,6 +141,26 @@ def _table(metrics: Mapping[str, float]) -> str:
     if any(name.startswith("oracle_") for name in names):
         remarks.append("Oracle: the threshold was chosen on these very labels, so the figure flatters.")
     return table + (f'<p class="note">{" ".join(remarks)}</p>' if remarks else "")
+
+
+def _count(name: str, metrics: Mapping[str, float]) -> float | None:
+    """Number of images that a figure is about."""
+    if name.startswith((*PIXEL, "dice_at_area_")):
+        return metrics.get("n_pixel_images")
+    images, abnormal = metrics.get("n_images"), metrics.get("n_abnormal")
+    if images is None or abnormal is None:
+        return images
+    if name.startswith(("false_positive_rate_at_", "normal_area_at_")):
+        return images - abnormal
+    return abnormal if name.startswith("sensitivity_at_") and name not in LABELS else images
+
+
+def _label(name: str) -> str:
+    """A figure's name for people; that of a calibrated decision holds its nominal rate."""
+    for prefix, text in DECISIONS.items():
+        if name.startswith(prefix) and name not in LABELS:
+            return text.format(name.removeprefix(prefix))
+    return LABELS.get(name, name)
 
 
 def _number(value: float) -> str:

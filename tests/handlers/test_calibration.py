@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -165,6 +166,38 @@ def test_a_calibration_of_other_weights_is_refused(trained):
         load_calibration(trained)
 
 
+def test_a_calibration_of_other_settings_is_refused(trained):
+    run(normals(4), CalibrationWriter(trained, ScoreReduction("max"), {"score_mode": "max", "window": [40, 80]}))
+    assert load_calibration(trained, {"score_mode": "max", "window": (40, 80)}) is not None
+    with pytest.raises(ValueError, match="made with score_mode max, not mean"):
+        load_calibration(trained, {"score_mode": "mean", "window": [40, 80]})
+
+
+def test_a_stratum_may_be_a_number_on_the_command_line(trained):
+    calibration = calibrate(trained, normals(80, strata=("0", "1")))
+    assert calibration.threshold(0.1, 1) == calibration.threshold(0.1, "1") != calibration.threshold(0.1)
+    assert calibration.threshold(0.1, 0) == calibration.threshold(0.1, "0")
+
+
+def test_images_and_volumes_do_not_mix(trained):
+    handler = CalibrationWriter(trained, ScoreReduction("max"))
+    run(normals(2), handler)
+    state = SimpleNamespace(batch={"name": ["scan"]}, output={"pred": torch.rand(1, 1, 4, 4, 2)})
+    with pytest.raises(ValueError, match="'scan': the calibration split mixes"):
+        handler._iteration_completed(SimpleNamespace(state=state))
+
+
+def test_without_masks_there_is_no_dice(trained):
+    calibration = calibrate(trained, normals(100))
+    test = normals(8, seed=1)
+    for i, item in enumerate(test):
+        item |= {"label": i % 2, "mask": torch.full((1, 16, 16), 255 * (i % 2), dtype=torch.uint8)}
+    metrics = AnomalyMetrics(bootstrap=0, calibration=calibration, area_alpha=0.05)
+    run(test, metrics)
+    assert not [name for name in metrics._metrics if name.startswith("dice")]
+    assert "normal_area_at_0.05" in metrics._metrics
+
+
 def test_saved_and_loaded_is_the_same(trained):
     made = calibrate(trained, normals(30, per_group=3))
     made.save(trained)
@@ -180,6 +213,6 @@ def test_few_images_warn(trained, caplog):
 
 
 def test_decisions_without_a_threshold_find_nothing():
-    calibration = Calibration({"": ConformalScores([1.0])}, {"": AreaRisk((0.1,), (0.5,), 1)}, False, "")
+    calibration = Calibration({"": ConformalScores([1.0])}, {"": AreaRisk((0.1,), (0.5,), 1)}, False, "", {})
     assert calibration.threshold(0.05) == calibration.area_threshold(0.05) == math.inf
     assert calibration.area(np.ones((2, 2), np.float32), 0.05) == 0.0

@@ -121,9 +121,16 @@ def build_manifest(
         chosen = [i for i, r in enumerate(records) if not (r.label and r.split in NORMAL_ONLY)]
         records, measures = [records[i] for i in chosen], [measures[i] for i in chosen]
     records, measures = _without_copies(records, measures, report, keep_duplicates)
-    if not keep_duplicates:
-        look = _without_lookalikes if published else _grouped_lookalikes
-        records = look(records, measures, report)
+    if published and not keep_duplicates:
+        records, measures = _without_lookalikes(records, measures, report)
+    if published and validation + calibration > 0:
+        # what is set aside from a published training split must not be a copy of what stays in it
+        training = [i for i, record in enumerate(records) if record.split == "training"]
+        grouped = _grouped_lookalikes([records[i] for i in training], [measures[i] for i in training], report)
+        for i, record in zip(training, grouped, strict=True):
+            records[i] = record
+    if not published and not keep_duplicates:
+        records = _grouped_lookalikes(records, measures, report)
     records = apart(records, report) if published else drawn(records, about["split"], seed, report)
     records = moved(records, {"validation": validation, "calibration": calibration}, seed)
     if copy:
@@ -247,7 +254,9 @@ def _without_copies(
     return [records[i] for i in left], [measures[i] for i in left]
 
 
-def _without_lookalikes(records: list[Record], measures: list[Measures], report: BuildReport) -> list[Record]:
+def _without_lookalikes(
+    records: list[Record], measures: list[Measures], report: BuildReport
+) -> tuple[list[Record], list[Measures]]:
     """A published split without the images that look like one in a later split.
 
     Image by image: joining whole patients here could, link by link, take a large part of the training split along.
@@ -257,7 +266,8 @@ def _without_lookalikes(records: list[Record], measures: list[Measures], report:
         if place_of(records[a]) != place_of(records[b]):
             lost.add(min(a, b, key=lambda i: place_of(records[i])))
     report.drop("that look the same as an image of a later split", [records[i].name for i in sorted(lost)])
-    return [record for i, record in enumerate(records) if i not in lost]
+    left = [i for i in range(len(records)) if i not in lost]
+    return [records[i] for i in left], [measures[i] for i in left]
 
 
 def _grouped_lookalikes(records: list[Record], measures: list[Measures], report: BuildReport) -> list[Record]:

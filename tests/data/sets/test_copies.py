@@ -49,6 +49,19 @@ def test_nothing_to_find(br35h: Path) -> None:
     assert [len(names[key]) for key in ("training", "testing")] == [6, 8]
 
 
+@pytest.mark.parametrize("keep", [False, True])
+def test_what_is_set_aside_does_not_look_like_what_stays(br35h: Path, keep: bool) -> None:
+    twins = [("no0", "no1"), ("no2", "no3"), ("no4", "no5")]
+    for i, (name, twin) in enumerate(twins):
+        darker = np.uint8(_picture(i).astype(float) * 0.97)
+        Image.fromarray(_picture(i)).save(br35h / "no" / f"{name}.png")
+        Image.fromarray(darker).save(br35h / "no" / f"{twin}.png")
+    _, names = _build(br35h, calibration=0.34, keep_duplicates=keep)
+    assert names["calibration"] and names["training"]
+    for name, twin in twins:
+        assert (name in names["calibration"]) == (twin in names["calibration"])
+
+
 def test_equal_across_splits_leaves_training(br35h: Path) -> None:
     shutil.copy(br35h / "no" / "no1000.png", br35h / "no" / "no3.png")
     report, names = _build(br35h)
