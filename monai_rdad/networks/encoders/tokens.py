@@ -47,7 +47,7 @@ class TokenResNet(ResNetEncoder):
         return self
 
     def forward(self, x: Tensor, stages: int = 3) -> List[Tensor]:  # noqa: UP006
-        """Image (B, 1 or 3, H, W) in [0, 1] to three maps (B, C_i, H/16, W/16), float32, fewer with fewer ``stages``."""
+        """Image (B, 1 or 3, H, W) in [0, 1] to three float32 maps (B, C_i, H/16, W/16), fewer with fewer ``stages``."""
         maps = self.features((x - self.mean) / self.std, stages)
         levels: List[Tensor] = []  # noqa: UP006
         for i, pool in enumerate(self.pools):
