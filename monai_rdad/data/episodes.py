@@ -35,14 +35,17 @@ def task_manifests(manifests: Sequence[str]) -> dict[str, str]:
     """Name and manifest of each task.
 
     Args:
-        manifests: paths, or ``name=path``. A task without a name is called as the folder that its manifest lies in.
+        manifests: paths, or ``name=path``, the name without path separators. A task without a name is called as the
+            folder that its manifest lies in.
 
     Raises:
         ManifestError: no manifest, or two tasks of one name.
     """
     tasks: dict[str, str] = {}
     for entry in [manifests] if isinstance(manifests, str) else manifests:
-        name, _, path = entry.rpartition("=")
+        name, equals, path = entry.partition("=")
+        if not equals or "/" in name or os.sep in name:  # a path, with or without "=" in it
+            name, path = "", entry
         name = name or Path(path).expanduser().absolute().parent.name
         if name in tasks:
             raise ManifestError(f"two tasks are called '{name}': {tasks[name]} and {path}. Write NAME=PATH for one.")
@@ -56,9 +59,11 @@ def task_folder(manifests: Sequence[str], name: str | None) -> str:
     """Folder of a task's manifest.
 
     Raises:
-        ManifestError: there is no such task; the message lists them.
+        ManifestError: there is no such task, the message lists them; or ``name`` is "none" or None, no task held out.
     """
     tasks = task_manifests(manifests)
+    if name is None or name == "none":
+        raise ManifestError("holdout is none: give dataset_dir and manifest of the task to evaluate.")
     if name not in tasks:
         raise ManifestError(
             f"holdout is '{name}', but the tasks are: {', '.join(tasks)}. Name one of these, or give dataset_dir and "
@@ -77,7 +82,7 @@ def load_tasks(
 
     Args:
         manifests: see :func:`task_manifests`; the paths in each are relative to its own folder.
-        holdout: name of the task to leave out, None for none.
+        holdout: name of the task to leave out; "none" (as on the command line) or None to leave out none.
         shots: supports per episode; a task needs one image more.
         on_error: see :func:`~monai_rdad.data.manifest.load_manifest`.
 
@@ -88,6 +93,8 @@ def load_tasks(
         ManifestError: a manifest cannot be used, no task of the name ``holdout``, none left, or a task has too few
             images.
     """
+    if holdout == "none":
+        holdout = None
     if holdout is not None:
         task_folder(manifests, holdout)
     tasks = {name: path for name, path in task_manifests(manifests).items() if name != holdout}

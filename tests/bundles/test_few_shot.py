@@ -73,7 +73,9 @@ def scores(path: Path) -> dict[str, float]:
 
 def test_the_task_held_out_is_evaluated_and_not_trained_on(trained, monkeypatch):
     folder, root = trained
-    run("train", "train", "evaluate", **options(folder, root), bootstrap=0)
+    unsaid = {name: value for name, value in options(folder, root).items() if name != "holdout"}
+    evaluation = run("train", "train", "evaluate", **unsaid, bootstrap=0)
+    assert evaluation.parser.get_parsed_content("dataset_dir") == str(folder / "ultrasound")
     assert set(scores(root / "eval" / "scores.csv")) == {f"{i}.png" for i in range(4, 8)}
     workflow = ConfigWorkflow(
         workflow_type="train", config_file=[str(CONFIGS / "train.yaml")], logging_file=False, **options(folder, root)
@@ -83,6 +85,16 @@ def test_the_task_held_out_is_evaluated_and_not_trained_on(trained, monkeypatch)
     assert set(data.tasks) == {"fundus", "histology"} and len(data) == 8
     assert data[0]["support"].shape == (2, 1, 64, 64)
     workflow.finalize()
+
+
+def test_no_task_is_held_out(trained, tmp_path):
+    folder, _ = trained
+    place = {"dataset_dir": str(folder / "ultrasound"), "manifest": f"{folder}/ultrasound/manifest.json"}
+    training = run("train", "train", **options(folder, tmp_path) | {"holdout": "none"}, **place)
+    assert set(training.parser.get_parsed_content("train#dataset").tasks) == set(PHANTOM_TASKS)
+    unsaid = {name: value for name, value in options(folder, tmp_path).items() if name not in ("holdout", "manifests")}
+    run("train", "train", "evaluate", **unsaid, **place, bootstrap=0)
+    assert len(scores(tmp_path / "eval" / "scores.csv")) == 4
 
 
 def test_supports_from_a_folder_then_from_the_file_that_they_leave(trained):

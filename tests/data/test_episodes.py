@@ -110,14 +110,22 @@ def test_tasks_are_loaded_but_the_one_held_out(folders):
     items = load_tasks(manifests, "liver", shots=3)
     assert {item["task"] for item in items} == {"joint"} and len(items) == 4
     assert all(str(folders / "knee") in item["image"] for item in items)
-    assert len(load_tasks(manifests)) == 8
+    assert len(load_tasks(manifests)) == len(load_tasks(manifests, "none")) == 8
     assert task_folder(manifests, "joint") == str(folders / "knee")
+
+
+def test_equals_sign_in_a_path_is_no_name():
+    paths = ["/data/run=3/knee/manifest.json", "b=/data/run=3/liver/manifest.json", "./c=d/manifest.json"]
+    assert task_manifests(paths) == {"knee": paths[0], "b": paths[1][2:], "c=d": paths[2]}
 
 
 def test_wrong_tasks_are_named(folders):
     manifests = [str(folders / name / "manifest.json") for name in ("liver", "knee")]
     with pytest.raises(ManifestError, match="holdout is 'heart', but the tasks are: liver, knee"):
         load_tasks(manifests, "heart")
+    for none in (None, "none"):
+        with pytest.raises(ManifestError, match="holdout is none: give dataset_dir and manifest"):
+            task_folder(manifests, none)
     with pytest.raises(ManifestError, match="no task is left"):
         load_tasks(manifests[:1], "liver")
     with pytest.raises(ManifestError, match="two tasks are called 'liver'"):
