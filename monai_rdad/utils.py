@@ -9,12 +9,12 @@ import shutil
 import sys
 import tempfile
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
-__all__ = ["atomic_path", "file_sha256", "root_cause", "show_root_cause"]
+__all__ = ["atomic_path", "file_sha256", "one_of", "root_cause", "show_root_cause"]
 
 
 def file_sha256(path: str | os.PathLike[str]) -> str:
@@ -24,6 +24,17 @@ def file_sha256(path: str | os.PathLike[str]) -> str:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def one_of(name: str, value: str, choices: Sequence[str]) -> str:
+    """The value of an argument that has to be one of several.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if value not in choices:
+        raise ValueError(f"Unknown {name} '{value}'. Choose one of: {', '.join(choices)}.")
+    return value
 
 
 @contextmanager

@@ -15,14 +15,9 @@ from monai_rdad.networks.encoders.resnet import RESNETS, FrozenEncoder
 from monai_rdad.networks.encoders.weights import load_encoder_weights
 from monai_rdad.networks.nets.rd4ad import build_student
 from monai_rdad.networks.precision import PRECISIONS, full_precision, mixed_precision
+from monai_rdad.utils import one_of
 
 __all__ = ["D24FAD"]
-
-
-def _one_of(name: str, value: str, choices: tuple[str, ...]) -> str:
-    if value not in choices:
-        raise ValueError(f"Unknown {name} '{value}'. Choose one of: {', '.join(choices)}.")
-    return value
 
 
 class D24FAD(nn.Module):
@@ -98,18 +93,18 @@ class D24FAD(nn.Module):
         support: str | None = None,
     ) -> None:
         super().__init__()
-        self.precision = _one_of("precision", precision, PRECISIONS)
-        self.weighting = _one_of("weighting", weighting, self.WEIGHTINGS)
-        self.logits = _one_of("logits", logits, self.LOGITS)
-        self.stop_gradient = _one_of("stop_gradient", stop_gradient, self.STOPS)
-        self.compare = _one_of("compare", compare, self.COMPARISONS)
+        self.precision = one_of("precision", precision, PRECISIONS)
+        self.weighting = one_of("weighting", weighting, self.WEIGHTINGS)
+        self.logits = one_of("logits", logits, self.LOGITS)
+        self.stop_gradient = one_of("stop_gradient", stop_gradient, self.STOPS)
+        self.compare = one_of("compare", compare, self.COMPARISONS)
         self.still_query, self.still_support = stop_gradient in ("query", "both"), stop_gradient in ("support", "both")
         if window < 0 or temperature <= 0:
             raise ValueError(f"window is {window} and temperature {temperature}: at least 0 and above 0 are needed.")
         self.windows = [4 * window, 2 * window, window]
         self.temperature = temperature
         self.reconstruction = reconstruction
-        self.teacher = FrozenEncoder(encoder, stages=4 if _one_of("start", start, self.STARTS) == "stage4" else 3)
+        self.teacher = FrozenEncoder(encoder, stages=4 if one_of("start", start, self.STARTS) == "stage4" else 3)
         load_encoder_weights(self.teacher, encoder, weights)
         bottleneck, self.decoder = build_student(encoder)
         self.bottleneck = bottleneck if start == "bottleneck" else None

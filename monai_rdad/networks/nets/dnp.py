@@ -15,6 +15,7 @@ from monai_rdad.networks.encoders.tokens import TokenResNet
 from monai_rdad.networks.encoders.vit import VITS, ViTEncoder
 from monai_rdad.networks.encoders.weights import load_encoder_weights
 from monai_rdad.networks.precision import PRECISIONS, mixed_precision
+from monai_rdad.utils import one_of
 
 __all__ = ["DNP", "build_token_encoder", "image_divisor"]
 
@@ -87,17 +88,14 @@ class DNP(nn.Module):
         precision: str = "auto",
     ) -> None:
         super().__init__()
-        if precision not in PRECISIONS:
-            raise ValueError(f"Unknown precision '{precision}'. Choose one of: {', '.join(PRECISIONS)}.")
-        if encoder_mode not in self.MODES:
-            raise ValueError(f"Unknown encoder_mode '{encoder_mode}'. Choose one of: {', '.join(self.MODES)}.")
+        one_of("encoder_mode", encoder_mode, self.MODES)
         if not 0 <= momentum <= 1:
             raise ValueError(f"momentum is {momentum}, it must lie in [0, 1].")
         if prototypes < 2:
             raise ValueError(f"prototypes is {prototypes}, there must be at least 2 to differ from each other.")
         if blocks < 2 or blocks % 2:
             raise ValueError(f"The decoder has {blocks} blocks, it must be an even number: two groups of equal size.")
-        self.precision = precision
+        self.precision = one_of("precision", precision, PRECISIONS)
         self.momentum = momentum if encoder_mode == "momentum" else 0.0
         self.teacher = build_token_encoder(encoder)
         load_encoder_weights(self.teacher, encoder, weights)

@@ -14,6 +14,7 @@ from monai_rdad.networks.encoders.resnet import RESNETS, FrozenEncoder
 from monai_rdad.networks.encoders.weights import load_encoder_weights
 from monai_rdad.networks.nets.rd4ad import build_student
 from monai_rdad.networks.precision import PRECISIONS, mixed_precision
+from monai_rdad.utils import one_of
 
 __all__ = ["ESCDRKD"]
 
@@ -51,13 +52,10 @@ class ESCDRKD(nn.Module):
         precision: str = "auto",
     ) -> None:
         super().__init__()
-        if precision not in PRECISIONS:
-            raise ValueError(f"Unknown precision '{precision}'. Choose one of: {', '.join(PRECISIONS)}.")
-        if start not in ("stage4", "bottleneck"):
-            raise ValueError(f"Unknown start '{start}'. Choose one of: stage4, bottleneck.")
+        one_of("start", start, ("stage4", "bottleneck"))
         if skips not in (0, 2, 3):
             raise ValueError(f"skips must be 0, 2 or 3, not {skips}.")
-        self.precision = precision
+        self.precision = one_of("precision", precision, PRECISIONS)
         self.teacher = FrozenEncoder(encoder, stages=4 if start == "stage4" else 3)
         load_encoder_weights(self.teacher, encoder, weights)
         bottleneck, self.decoder = build_student(encoder)

@@ -11,6 +11,7 @@ from monai_rdad.networks.blocks.decoder import MirroredDecoder
 from monai_rdad.networks.encoders.resnet import RESNETS, FrozenEncoder
 from monai_rdad.networks.encoders.weights import load_encoder_weights
 from monai_rdad.networks.precision import PRECISIONS, mixed_precision
+from monai_rdad.utils import one_of
 
 __all__ = ["RD4AD", "build_student"]
 
@@ -39,9 +40,7 @@ class RD4AD(nn.Module):
 
     def __init__(self, encoder: str = "wide_resnet50_2", weights: str = "imagenet", precision: str = "auto") -> None:
         super().__init__()
-        if precision not in PRECISIONS:
-            raise ValueError(f"Unknown precision '{precision}'. Choose one of: {', '.join(PRECISIONS)}.")
-        self.precision = precision
+        self.precision = one_of("precision", precision, PRECISIONS)
         self.teacher = FrozenEncoder(encoder, stages=3)
         load_encoder_weights(self.teacher, encoder, weights)
         self.bottleneck, self.decoder = build_student(encoder)
