@@ -159,7 +159,7 @@ def test_inference_on_pictures_agrees_with_the_evaluation(trained, tiny_set):
     assert [r["name"] for r in rows] == sorted(expected)
     for row in rows:
         # where the hardware has bfloat16, batches of another size round differently
-        assert float(row["score"]) == pytest.approx(expected[row["name"]], rel=2e-3)
+        assert float(row["score"]) == pytest.approx(expected[row["name"]], rel=5e-3)
         assert read_map(out / row["map"]).shape == (80, 80)
         assert Image.open(out / row["overlay"]).mode == "RGB"
 

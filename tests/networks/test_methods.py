@@ -221,6 +221,8 @@ def test_bfloat16_map_is_close_and_parameters_stay_float32(method):
         full = anomaly_map(image)
         network.precision = "bf16"
         half = anomaly_map(image)
+        pairs = len(network(image).targets)
     assert half.dtype == torch.float32 and not torch.equal(half, full)
-    assert (half - full).abs().max() < 0.005
+    # a map is a sum over pairs
+    assert (half - full).abs().max() < 0.0025 * pairs
     assert {p.dtype for p in network.parameters()} == {torch.float32}
