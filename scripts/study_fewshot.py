@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from study import read  # beside this file
 from torch import Tensor, nn
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -221,11 +222,6 @@ def study(args: argparse.Namespace) -> None:
         for seed in args.seeds:
             for name in args.forms:
                 record(name, organ, seed, partial(method, organ, {"match_window": args.window, **FORMS[name]}, seed))
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    """Rows of a results file, none if there is no file."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
 
 
 def table(rows: list[dict[str, Any]]) -> str:

@@ -27,6 +27,7 @@ from monai_rdad.metrics import (
     bootstrap_rate,
     group_strata,
     image_metrics,
+    is_abnormal,
 )
 from monai_rdad.utils import atomic_path
 
@@ -256,8 +257,7 @@ class AnomalyMetrics:
         if self.calibration is None or any(row.p_value == "" for row in self.scores):
             return {}
         figures: dict[str, float] = {}
-        # sums of 1 / n may miss alpha by a rounding error
-        called = [float(r.p_value) <= self.alpha + 1e-9 for r in self.scores]
+        called = [is_abnormal(float(r.p_value), self.alpha) for r in self.scores]
         columns: tuple[tuple[str, int, Sequence[float]], ...] = (
             (f"false_positive_rate_at_{self.alpha:g}", 0, called),
             (f"sensitivity_at_{self.alpha:g}", 1, called),

@@ -10,7 +10,7 @@ from monai_rdad.metrics.bootstrap import (
     group_strata,
     resampling_weights,
 )
-from monai_rdad.metrics.conformal import AreaRisk, ConformalScores, false_positive_band
+from monai_rdad.metrics.conformal import AreaRisk, ConformalScores, false_positive_band, is_abnormal
 from monai_rdad.metrics.image import IMAGE_METRICS, image_metrics
 from monai_rdad.metrics.pixel import AUPRO_LIMIT, PIXEL_METRICS, PixelAccumulator, PixelHistogram
 
@@ -28,5 +28,6 @@ __all__ = [
     "false_positive_band",
     "group_strata",
     "image_metrics",
+    "is_abnormal",
     "resampling_weights",
 ]

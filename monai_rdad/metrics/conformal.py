@@ -28,7 +28,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["AreaRisk", "ConformalScores", "false_positive_band"]
+__all__ = ["AreaRisk", "ConformalScores", "false_positive_band", "is_abnormal"]
 
 # rounding of sums of 1 / n_k must not turn a rank that equals alpha (K + 1) into one beyond it
 _TOLERANCE = 1e-9
@@ -90,6 +90,11 @@ class ConformalScores:
             return math.inf
         too_many = np.flatnonzero(self._above[:-1] > allowed)
         return float(self.scores[too_many[-1]]) if too_many.size else -math.inf
+
+
+def is_abnormal(p_value: float, alpha: float) -> bool:
+    """The decision at the false-positive rate ``alpha``; sums of 1 / n that miss it by a rounding error count as it."""
+    return p_value <= alpha + _TOLERANCE
 
 
 def false_positive_band(n: int, alpha: float, images: int | None = None, level: float = 0.95) -> tuple[float, float]:

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from monai_rdad.formats import DICOM_SUFFIXES, NIFTI_SUFFIXES, PICTURE_SUFFIXES
 from monai_rdad.handlers.calibration import Calibration
+from monai_rdad.metrics import is_abnormal
 from monai_rdad.transforms.io.array import SLICE_AXCODES, VOLUME_AXCODES
 from monai_rdad.utils import atomic_path
 from monai_rdad.visualize.overlay import overlay
@@ -172,9 +173,9 @@ class PredictionWriter:
         """(p-value, 1 if abnormal, area above the threshold), empty without a calibration for this kind of input."""
         if self.calibration is None or not self.calibration.fits(anomaly_map.ndim == 3) or not math.isfinite(score):
             return "", "", ""
-        area = float((anomaly_map >= self._outlined).float().mean())
-        abnormal = int(score > self.calibration.threshold(self.alpha, self.stratum))
-        return self.calibration.p_value(score, self.stratum), abnormal, area
+        p_value = self.calibration.p_value(score, self.stratum)
+        area = self.calibration.area(anomaly_map.cpu().numpy(), self.area_alpha, self.stratum)
+        return p_value, int(is_abnormal(p_value, self.alpha)), area
 
     def _iteration_completed(self, engine: Engine) -> None:
         batch, output = engine.state.batch, engine.state.output

@@ -129,7 +129,10 @@ def test_resumed_equals_never_stopped(tmp_path: Path, options: dict[str, Any]) -
         assert_equal(getattr(parts, name).state_dict(), getattr(whole, name).state_dict())
     assert parts.trainer.state.iteration == whole.trainer.state.iteration
     assert not torch.equal(whole.batches[1][0], whole.batches[2][0])
-    assert_equal(torch.load(tmp_path / "parts/model.pt"), torch.load(tmp_path / "whole/model.pt"))
+    assert_equal(
+        torch.load(tmp_path / "parts/model.pt", weights_only=True),
+        torch.load(tmp_path / "whole/model.pt", weights_only=True),
+    )
 
 
 def test_crash_within_an_epoch_resumes_at_its_start(tmp_path: Path) -> None:
@@ -188,7 +191,7 @@ def test_interval(tmp_path: Path) -> None:
     @training.trainer.on(Events.EPOCH_STARTED)
     def look(engine: Engine) -> None:
         path = tmp_path / "checkpoint.pt"
-        seen.append(torch.load(path)["epoch"] if path.exists() else 0)
+        seen.append(torch.load(path, weights_only=True)["epoch"] if path.exists() else 0)
 
     training.run()
     assert seen == [0, 0, 2, 2, 4]
@@ -199,7 +202,7 @@ def test_resuming_what_is_complete_trains_no_more(tmp_path: Path) -> None:
     (tmp_path / "model.pt").unlink()
     again = Training(tmp_path, 2, resume=True, initial=1).run()
     assert not again.batches
-    assert_equal(torch.load(tmp_path / "model.pt"), dict(first.network.state_dict()))
+    assert_equal(torch.load(tmp_path / "model.pt", weights_only=True), dict(first.network.state_dict()))
 
 
 def test_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,7 +231,7 @@ def test_refuses_what_cannot_be_resumed(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="2 epochs, more than max_epochs = 1"):
         Training(tmp_path, 1, resume=True).run()
 
-    content = torch.load(tmp_path / "checkpoint.pt")
+    content = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     torch.save({k: v for k, v in content.items() if k != "optimizer"}, tmp_path / "checkpoint.pt")
     with pytest.raises(ValueError, match="does not belong to this configuration.*needed is.*'optimizer'"):
         Training(tmp_path, 4, resume=True).run()
@@ -268,6 +271,6 @@ def test_only_rank_0_writes_and_wrappers_leave_no_prefix(tmp_path: Path) -> None
     checkpoint = ResumableCheckpoint(tmp_path, {"network": nn.DataParallel(training.network)}, seed=0)
     checkpoint.attach(training.trainer)
     training.run()
-    assert_equal(torch.load(tmp_path / "model.pt"), dict(get_state_dict(training.network)))
-    saved = torch.load(tmp_path / "checkpoint.pt")
+    assert_equal(torch.load(tmp_path / "model.pt", weights_only=True), dict(get_state_dict(training.network)))
+    saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     assert saved["network"].keys() == training.network.state_dict().keys()

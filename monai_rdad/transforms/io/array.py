@@ -9,6 +9,7 @@ is recorded, so that ``inverse`` (called by ``monai.transforms.Invertd``) gives 
 from __future__ import annotations
 
 import os
+from abc import abstractmethod
 from typing import Any, cast
 
 import numpy as np
@@ -140,8 +141,9 @@ class _Reader(InvertibleTransform):
             affine = affine[:, [1, 0, 2, 3]]
         return self._to_display(array, affine, path, has_geometry)
 
+    @abstractmethod
     def _values(self, array: Array, path: str) -> Array:
-        raise NotImplementedError
+        """What the array means: intensities, or labels of a mask."""
 
     def _to_display(self, array: Array, affine: Array, path: str, has_geometry: bool) -> MetaTensor:
         """MetaTensor in display order; a volume that is one voxel thick becomes a 2D image."""
