@@ -48,7 +48,7 @@ def save_support(path: str | os.PathLike[str], network: Any, images: Mapping[str
     count = network.map1.shape[1] if network.map1.numel() else 0
     if count == 0 or count != len(images):
         raise ValueError(f"the network has {count} supports, {len(images)} images are named. Call set_support first.")
-    size = [4 * n for n in network.map1.shape[3:]]  # of the images: the first map has a quarter of their resolution
+    size = [16 * n for n in network.map3.shape[3:]]  # of the images: the third map has a sixteenth of their resolution
     metadata = {
         "format": FORMAT,
         "images": json.dumps(dict(images)),
@@ -96,9 +96,10 @@ def load_support(path: str | os.PathLike[str], network: Any, check: bool = True)
             "anew from the images."
         )
     for i, name in enumerate(MAPS):
-        channels = network.decoder_channels[i] * (2 if network.compare == "both" else 1)
-        if tensors[name].ndim != 5 or tensors[name].shape[2] != channels:
+        if tensors[name].ndim != 5 or tensors[name].shape[2] != network.decoder_channels[i]:
             raise ValueError(f"{path} belongs to another encoder. Make it anew from the images.")
+    if tensors["map1"].shape[3] != (2 if network.pooled else 4) * tensors["map3"].shape[3]:
+        raise ValueError(f"{path} was made with another setting of 'pooled'. Make it anew from the images.")
     if network.keys is not None and not set(KEYS) <= set(tensors):
         raise ValueError(f"{path} was made without learned weights, the network has them. Make it anew.")
     device = next(network.parameters()).device
