@@ -15,7 +15,7 @@ from torch import nn
 
 from monai_rdad.utils import atomic_path
 
-__all__ = ["check_weights", "load_support", "save_support", "weights_hash"]
+__all__ = ["check_weights", "load_support", "save_support", "support_images", "weights_hash"]
 
 FORMAT = "monai_rdad support 1"
 MAPS = ("map1", "map2", "map3")
@@ -63,6 +63,33 @@ def save_support(path: str | os.PathLike[str], network: Any, images: Mapping[str
     return Path(path)
 
 
+def support_images(path: str | os.PathLike[str]) -> dict[str, str]:
+    """Names and SHA-256 of the images in a support file, in their order.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: no support file.
+    """
+    return dict(json.loads(_read(path)[0]["images"]))
+
+
+def _read(path: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
+    """Metadata and tensors of a support file."""
+    from safetensors import SafetensorError, safe_open
+
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"There is no support file {path}. Give a folder with 2 to 8 normal images as support.")
+    try:
+        with safe_open(os.fspath(path), "pt") as file:
+            content = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+    except SafetensorError as error:
+        raise ValueError(f"{path} cannot be read as a support file ({error}). Make it anew from the images.") from error
+    if content.get("format") != FORMAT or not set(MAPS) <= set(tensors):
+        raise ValueError(f"{path} is no support file of this package. Make one from a folder of normal images.")
+    return content, tensors
+
+
 def load_support(path: str | os.PathLike[str], network: Any, check: bool = True) -> dict[str, Any]:
     """Set the supports of a network from a file of :func:`save_support`.
 
@@ -78,18 +105,7 @@ def load_support(path: str | os.PathLike[str], network: Any, check: bool = True)
         FileNotFoundError: no such file.
         ValueError: no support file, or one of other weights, another comparison or weighting.
     """
-    from safetensors import SafetensorError, safe_open
-
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"There is no support file {path}. Give a folder with 2 to 8 normal images as support.")
-    try:
-        with safe_open(os.fspath(path), "pt") as file:
-            content = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-    except SafetensorError as error:
-        raise ValueError(f"{path} cannot be read as a support file ({error}). Make it anew from the images.") from error
-    if content.get("format") != FORMAT or not set(MAPS) <= set(tensors):
-        raise ValueError(f"{path} is no support file of this package. Make one from a folder of normal images.")
+    content, tensors = _read(path)
     if content["compare"] != network.compare:
         raise ValueError(
             f"{path} holds features for compare '{content['compare']}', the network has '{network.compare}'. Make it "
