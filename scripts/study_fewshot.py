@@ -272,7 +272,43 @@ def table(rows: list[dict[str, Any]]) -> str:
     for (shots, method), organs in sorted(averages.items()):
         figures = [f"{statistics.fmean(column):.3f}" for column in zip(*organs, strict=True)]
         lines.append("| " + " | ".join([f"mean of {len(organs)}", str(shots), method, "", "", *figures, ""]) + " |")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", *differences(rows)])
+
+
+def differences(rows: list[dict[str, Any]]) -> list[str]:
+    """Markdown table of each form of the method minus each other method, on the same organs and draws.
+
+    The difference of a draw is its mean over organs and the form's seeds; the spread is that over draws. The organs on
+    which the mean over draws is higher are counted.
+    """
+    found: dict[tuple[int, str], dict[str, list[list[dict[str, float]]]]] = {}
+    for row in rows:
+        key = row["key"]
+        found.setdefault((key["shots"], key["method"]), {}).setdefault(key["organ"], []).append(row["draws"])
+    lines = ["| form | minus | K | organs | " + " | ".join(f"image_auroc_{mode}" for mode in SCORES) + " |"]
+    lines.append("|" + " --- |" * (4 + len(SCORES)))
+    for (shots, form), organs in sorted(found.items()):
+        others = [method for k, method in sorted(found) if k == shots and method != form]
+        for other in others if form in FORMS else []:
+            common = sorted(set(organs) & set(found[shots, other]))
+            cells = [form, other, str(shots), str(len(common))]
+            for mode in SCORES:
+                table = []  # organs x draws
+                for organ in common:
+                    sides = []
+                    for seeds in (organs[organ], found[shots, other][organ]):
+                        sides.append(
+                            [statistics.fmean(d[f"image_auroc_{mode}"] for d in ds) for ds in zip(*seeds, strict=True)]
+                        )
+                    table.append([a - b for a, b in zip(*sides, strict=True)])
+                draws = [statistics.fmean(column) for column in zip(*table, strict=True)]
+                spread = statistics.stdev(draws) if len(draws) > 1 else 0.0
+                wins = sum(statistics.fmean(row) > 0 for row in table)
+                cells.append(
+                    f"{statistics.fmean(draws):+.3f} ± {spread:.3f} ({wins} of {len(common)})" if draws else ""
+                )
+            lines.append("| " + " | ".join(cells) + " |")
+    return lines
 
 
 def main() -> None:
