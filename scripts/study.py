@@ -23,34 +23,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
 PIXEL = {"pixel_auroc": "pixel AUROC", "aupro_0.3": "AUPRO"}
-
-
-def run_bundle(method: str, evaluate: bool, overrides: dict[str, Any]) -> dict[str, float]:
-    """One run of a bundle in this process, as ``python -m monai.bundle run`` does it; metrics of an evaluation."""
-    from monai.bundle import ConfigWorkflow
-
-    configs = ROOT / "bundles" / method / "configs"
-    files = [str(configs / "train.yaml")] + ([str(configs / "evaluate.yaml")] if evaluate else [])
-    workflow = ConfigWorkflow(
-        workflow_type="train",
-        config_file=files,
-        meta_file=str(configs / "metadata.json"),
-        logging_file=False,
-        **overrides,
-    )
-    workflow.initialize()
-    workflow.run()
-    metrics = {}
-    if evaluate:
-        metrics = dict(workflow.parser.get_parsed_content("validate#evaluator").state.metrics)
-    workflow.finalize()
-    return metrics
 
 
 def study(args: argparse.Namespace, extra: dict[str, Any]) -> None:
     """All runs that are not yet in the results."""
+    from monai_rdad.apps.bundle import run_bundle
     from monai_rdad.data import manifest_hash
     from monai_rdad.handlers.mlflow import git_commit
 
@@ -78,10 +56,13 @@ def study(args: argparse.Namespace, extra: dict[str, Any]) -> None:
                         **extra,
                     }
                     start = time.perf_counter()
-                    run_bundle(method, False, settings)
+                    run_bundle(method, "train", settings)
                     seconds = time.perf_counter() - start
                     settings["weights"] = "none"
-                    metrics = {mode: run_bundle(method, True, settings | {"score_mode": mode}) for mode in args.scores}
+                    metrics = {
+                        mode: run_bundle(method, "evaluate", settings | {"score_mode": mode}).metrics
+                        for mode in args.scores
+                    }
                     row = {
                         "key": key,
                         "metrics": metrics,
