@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
 import platform
 import shlex
 import sys
@@ -127,9 +126,8 @@ def _run_locked(plan: Plan, counts: dict[str, dict[str, int]], rerun: bool, comm
         "platform": platform.platform(),
     }
     write_json(path, record)
-    context = Context(
-        tracking.uri, tracking.run_id, {"command": command, "commit": commit, "versions": record["versions"]}
-    )
+    about = {"command": command, "commit": commit, "versions": record["versions"]}
+    context = Context(tracking.uri, tracking.run_id, plan.keep_models, about)
     errors: dict[str, str] = {}
     progress = _Progress(plan, runs, todo)
 

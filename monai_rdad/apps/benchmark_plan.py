@@ -18,8 +18,9 @@ import yaml
 from monai_rdad.apps.bundle import STAGES, find_bundle, open_bundle
 from monai_rdad.metrics import IMAGE_METRICS, PIXEL_METRICS
 
-__all__ = ["DataSet", "Method", "Plan", "Run", "check_plan", "read_plan"]
+__all__ = ["DataSet", "Method", "Plan", "Run", "check_plan", "evaluation_settings", "read_plan", "training_settings"]
 
+ENTRIES = ("name", "out", "seeds", "data", "methods", "settings", "metrics", "processes", "keep_models", "tracking_uri")
 DEFAULT_METRICS = ("image_auroc", "image_ap", "pixel_auroc", "aupro_0.3")
 # Settings that the runner sets itself, and where they belong instead.
 OWN = {
@@ -150,6 +151,7 @@ class Plan:
         metrics: those that the tables show.
         settings: of the bundles, for all runs.
         processes: how many runs at a time.
+        keep_models: whether the weights of a finished run stay.
         tracking_uri: of MLflow; "none" for no tracking.
     """
 
@@ -162,6 +164,7 @@ class Plan:
     metrics: tuple[str, ...]
     settings: dict[str, Any] = field(default_factory=dict)
     processes: int = 1
+    keep_models: bool = True
     tracking_uri: str = "none"
 
     def runs(self) -> list[Run]:
@@ -194,11 +197,10 @@ def read_plan(path: Path) -> Plan:
     """
     text = path.read_text(encoding="utf-8")
     try:
-        content = yaml.load(text, _Loader)  # noqa: S506 - a safe loader
+        content = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not YAML: {error}") from error
-    known = ("name", "out", "seeds", "data", "methods", "settings", "metrics", "processes", "tracking_uri")
-    content = _mapping(content, "", known)
+    content = _mapping(content, "", ENTRIES)
     for key in ("out", "data", "methods"):
         if not content.get(key):
             raise ValueError(f"{path}: '{key}' is missing.")
@@ -216,6 +218,9 @@ def read_plan(path: Path) -> Plan:
         raise ValueError(f"{path}: 'metrics' must be a list.")
     for metric in metrics:
         _check_name("metric", str(metric), (*IMAGE_METRICS, *PIXEL_METRICS), "metrics: ")
+    keep_models = content.get("keep_models", True)
+    if type(keep_models) is not bool:
+        raise ValueError(f"{path}: 'keep_models' must be true or false, it is {keep_models}.")
     uri = content.get("tracking_uri")
     if uri is None:
         uri = f"sqlite:///{(out / 'mlruns.db').absolute()}"
@@ -230,6 +235,7 @@ def read_plan(path: Path) -> Plan:
         metrics=tuple(map(str, metrics)),
         settings=_settings(content, ""),
         processes=processes,
+        keep_models=keep_models,
         tracking_uri=str(uri),
     )
 
@@ -247,6 +253,12 @@ def check_plan(plan: Plan) -> dict[str, dict[str, int]]:
     """
     from monai_rdad.data import load_manifest
 
+    for method in plan.methods.values():
+        if "holdout" in _bundle_file(method, "train"):
+            raise ValueError(
+                f"methods: {method.name}: a few-shot method is trained on several data sets and judged with supports "
+                "of another, which a benchmark does not do. See scripts/study_fewshot.py."
+            )
     checked = set()
     for run in plan.runs():
         if (run.method.name, run.data.name) in checked:
@@ -254,15 +266,10 @@ def check_plan(plan: Plan) -> dict[str, dict[str, int]]:
         checked.add((run.method.name, run.data.name))
         where = f"{run.method.name} on {run.data.name}"
         try:
-            for stage in ("train", "evaluate"):
-                workflow = open_bundle(run.method.bundle, stage, run.settings, run.method.config_files)
+            open_bundle(run.method.bundle, "train", training_settings(run), run.method.config_files)
+            open_bundle(run.method.bundle, "evaluate", run.settings, run.method.config_files)
         except (ValueError, OSError) as error:
             raise type(error)(f"{where}: {error}") from error
-        if "holdout" in workflow.parser:
-            raise ValueError(
-                f"methods: {run.method.name}: a few-shot method is trained on several data sets and judged with "
-                "supports of another; it is no method of a benchmark. See scripts/study_fewshot.py."
-            )
         weights = str(run.settings.get("weights", "none"))
         if Path(weights).suffix and not Path(weights).expanduser().is_file():
             raise FileNotFoundError(f"{where}: there is no weights file {weights}.")
@@ -281,12 +288,22 @@ def check_plan(plan: Plan) -> dict[str, dict[str, int]]:
     return counts
 
 
+def training_settings(run: Run) -> dict[str, Any]:
+    """Settings of the training: those of the run that are not the evaluation's alone."""
+    training, evaluation = (_bundle_file(run.method, stage) for stage in ("train", "evaluate"))
+    return {key: value for key, value in run.settings.items() if key in training or key not in evaluation}
+
+
 def evaluation_settings(run: Run) -> dict[str, Any]:
     """Settings of the evaluation: those of the run, but what the training has recorded is taken from its record."""
-    file = run.method.bundle / "configs" / f"{STAGES['evaluate'][-1]}.yaml"
-    own = yaml.safe_load(file.read_text(encoding="utf-8"))
-    texts = {key: value for key, value in own.items() if isinstance(value, str)}
+    texts = {key: value for key, value in _bundle_file(run.method, "evaluate").items() if isinstance(value, str)}
     return run.settings | {key: value for key, value in texts.items() if key == "weights" or "@trained" in value}
+
+
+def _bundle_file(method: Method, stage: str) -> dict[str, Any]:
+    """The entries of the configuration file that a stage adds."""
+    file = method.bundle / "configs" / f"{STAGES[stage][-1]}.yaml"
+    return dict(yaml.safe_load(file.read_text(encoding="utf-8")))
 
 
 class _Loader(yaml.SafeLoader):

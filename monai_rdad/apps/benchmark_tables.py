@@ -35,11 +35,15 @@ __all__ = ["write_tables"]
 RESAMPLES = 10000  # so that a p-value can stay below 0.05 after a correction for some hundred comparisons
 LEVEL = 0.05
 
-RESULTS = ("method", "data", "seed", "metric", "value", "ci_low", "ci_high", "n_images", "n_abnormal", "n_groups")
-RESULTS += ("seconds", "manifest_sha256", "commit")
+RESULTS = (
+    *("method", "data", "seed", "metric", "value", "ci_low", "ci_high", "n_images", "n_abnormal", "n_groups"),
+    *("seconds", "manifest_sha256", "commit"),
+)
 SUMMARY = ("data", "metric", "method", "mean", "lowest", "highest", "ci_low", "ci_high", "seeds")
-COMPARISONS = ("data", "metric", "method_a", "method_b", "difference", "ci_low", "ci_high", "p_value", "p_holm")
-COMPARISONS += ("test", "n", "seeds")
+COMPARISONS = (
+    *("data", "metric", "method_a", "method_b", "difference", "ci_low", "ci_high", "p_value", "p_holm"),
+    *("test", "n", "seeds"),
+)
 RANKS = ("metric", "method", "mean_rank", "data_sets", "friedman_p")
 
 
@@ -206,7 +210,7 @@ def _comparisons(plan: Plan, of_data: dict[str, _OnData]) -> list[tuple[Any, ...
             pixels = metric not in IMAGE_METRICS
             n = int(on.runs[0].record["metrics"]["n_pixel_images"]) if pixels else len(on.images)
             mine.append((name, metric, a, b, *result, test, n, len(seeds)))
-        adjusted = holm([row[7] for row in mine]) if mine else []
+        adjusted = holm([row[7] for row in mine])
         rows += [(*row[:8], float(p), *row[8:]) for row, p in zip(mine, adjusted, strict=True)]
     return rows
 
@@ -277,9 +281,9 @@ def _markdown(
     lines += _rows(heads, [[d, m, n, *(_marked(c.get(k)) for k in metrics)] for d, m, n, c in cells])
     lines += [
         "",
-        "Mean over the seeds (their range) [95 % interval of the mean, bootstrap over the test images' groups]. The range",
-        "tells what another training would give, the interval what other test images would. Bold: ahead of every other",
-        f"method, p < {LEVEL} each after Holm's correction for all comparisons of that metric.",
+        "Mean over the seeds (their range) [95 % interval of the mean, bootstrap over the test images' groups]. The",
+        "range tells what another training would give, the interval what other test images would. Bold: ahead of every",
+        f"other method, p < {LEVEL} each after Holm's correction for all comparisons of that metric.",
     ]
     if not ranks.empty:
         lines += ["", "## Mean ranks", ""]

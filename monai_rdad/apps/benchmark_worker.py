@@ -22,7 +22,16 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from monai_rdad.apps.benchmark_plan import FAILED, LOG, RUN, STARTED, TRAINED, Run, evaluation_settings
+from monai_rdad.apps.benchmark_plan import (
+    FAILED,
+    LOG,
+    RUN,
+    STARTED,
+    TRAINED,
+    Run,
+    evaluation_settings,
+    training_settings,
+)
 from monai_rdad.apps.command import describe_error
 from monai_rdad.utils import atomic_path
 
@@ -38,11 +47,13 @@ class Context:
     Attributes:
         tracking_uri: of MLflow, or "none".
         parent: identifier of the benchmark's run in MLflow, None without tracking.
+        keep_models: whether the weights of a finished run stay.
         record: for ``run.json``: commit, versions, command.
     """
 
     tracking_uri: str
     parent: str | None
+    keep_models: bool
     record: Mapping[str, Any]
 
 
@@ -56,7 +67,8 @@ def execute(run: Run, context: Context) -> None:
     """Train, or go on with a training, and evaluate; what is finished is not done again.
 
     In the run's folder: ``settings.json`` when it starts, the bundle's ``models/`` and ``eval/``, ``training.json``
-    when the training is complete, ``run.json`` when all is.
+    when the training is complete, ``run.json`` when all is. Then the state to resume from is removed, and the weights
+    too unless they are wanted.
 
     Raises:
         Exception: whatever the bundle raises.
@@ -81,7 +93,7 @@ def execute(run: Run, context: Context) -> None:
     if training is None:
         resume = (folder / "models" / CHECKPOINT).is_file()
         start = time.perf_counter()
-        run_bundle(run.method.bundle, "train", run.settings | places | {"resume": resume}, files)
+        run_bundle(run.method.bundle, "train", training_settings(run) | places | {"resume": resume}, files)
         # After an interruption nobody knows how long the first part took.
         training = {"seconds": None if resume else round(time.perf_counter() - start, 1)}
         write_json(folder / TRAINED, training)
@@ -103,6 +115,8 @@ def execute(run: Run, context: Context) -> None:
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
     write_json(folder / RUN, content | dict(context.record))
+    for file in (folder / "models").glob(CHECKPOINT if context.keep_models else "*.pt"):
+        file.unlink()
 
 
 def execute_all(

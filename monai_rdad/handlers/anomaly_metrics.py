@@ -152,7 +152,8 @@ class AnomalyMetrics:
         Path(output_dir, "pixel_resamples.npz").unlink(missing_ok=True)  # of an earlier evaluation
         if self._resampled:
             with atomic_path(os.path.join(output_dir, "pixel_resamples.npz")) as path:
-                np.savez(path, **self._resampled)
+                arrays: dict[str, Any] = dict(self._resampled)
+                np.savez(path, **arrays)
         figures = {k: v if math.isfinite(v) else None for k, v in self._metrics.items()}
         with atomic_path(os.path.join(output_dir, "metrics.json")) as path:
             path.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
