@@ -127,9 +127,8 @@ def _run_locked(plan: Plan, counts: dict[str, dict[str, int]], rerun: bool, comm
         "platform": platform.platform(),
     }
     write_json(path, record)
-    context = Context(
-        tracking.uri, tracking.run_id, {"command": command, "commit": commit, "versions": record["versions"]}
-    )
+    about = {"command": command, "commit": commit, "versions": record["versions"]}
+    context = Context(tracking.uri, tracking.run_id, plan.keep_models, about)
     errors: dict[str, str] = {}
     progress = _Progress(plan, runs, todo)
 

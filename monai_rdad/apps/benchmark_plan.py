@@ -150,6 +150,7 @@ class Plan:
         metrics: those that the tables show.
         settings: of the bundles, for all runs.
         processes: how many runs at a time.
+        keep_models: whether the weights of a finished run stay.
         tracking_uri: of MLflow; "none" for no tracking.
     """
 
@@ -162,6 +163,7 @@ class Plan:
     metrics: tuple[str, ...]
     settings: dict[str, Any] = field(default_factory=dict)
     processes: int = 1
+    keep_models: bool = True
     tracking_uri: str = "none"
 
     def runs(self) -> list[Run]:
@@ -197,7 +199,8 @@ def read_plan(path: Path) -> Plan:
         content = yaml.load(text, _Loader)  # noqa: S506 - a safe loader
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not YAML: {error}") from error
-    known = ("name", "out", "seeds", "data", "methods", "settings", "metrics", "processes", "tracking_uri")
+    known = ("name", "out", "seeds", "data", "methods", "settings", "metrics", "processes", "keep_models")
+    known += ("tracking_uri",)
     content = _mapping(content, "", known)
     for key in ("out", "data", "methods"):
         if not content.get(key):
@@ -216,6 +219,9 @@ def read_plan(path: Path) -> Plan:
         raise ValueError(f"{path}: 'metrics' must be a list.")
     for metric in metrics:
         _check_name("metric", str(metric), (*IMAGE_METRICS, *PIXEL_METRICS), "metrics: ")
+    keep_models = content.get("keep_models", True)
+    if type(keep_models) is not bool:
+        raise ValueError(f"{path}: 'keep_models' must be true or false, it is {keep_models}.")
     uri = content.get("tracking_uri")
     if uri is None:
         uri = f"sqlite:///{(out / 'mlruns.db').absolute()}"
@@ -230,6 +236,7 @@ def read_plan(path: Path) -> Plan:
         metrics=tuple(map(str, metrics)),
         settings=_settings(content, ""),
         processes=processes,
+        keep_models=keep_models,
         tracking_uri=str(uri),
     )
 

@@ -38,11 +38,13 @@ class Context:
     Attributes:
         tracking_uri: of MLflow, or "none".
         parent: identifier of the benchmark's run in MLflow, None without tracking.
+        keep_models: whether the weights of a finished run stay.
         record: for ``run.json``: commit, versions, command.
     """
 
     tracking_uri: str
     parent: str | None
+    keep_models: bool
     record: Mapping[str, Any]
 
 
@@ -56,7 +58,8 @@ def execute(run: Run, context: Context) -> None:
     """Train, or go on with a training, and evaluate; what is finished is not done again.
 
     In the run's folder: ``settings.json`` when it starts, the bundle's ``models/`` and ``eval/``, ``training.json``
-    when the training is complete, ``run.json`` when all is.
+    when the training is complete, ``run.json`` when all is. Then the state to resume from is removed, and the weights
+    too unless they are wanted.
 
     Raises:
         Exception: whatever the bundle raises.
@@ -103,6 +106,8 @@ def execute(run: Run, context: Context) -> None:
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
     write_json(folder / RUN, content | dict(context.record))
+    for file in (folder / "models").glob(CHECKPOINT if context.keep_models else "*.pt"):
+        file.unlink()
 
 
 def execute_all(
