@@ -42,7 +42,7 @@ RESULTS = (
 SUMMARY = ("data", "metric", "method", "mean", "lowest", "highest", "ci_low", "ci_high", "seeds")
 COMPARISONS = (
     *("data", "metric", "method_a", "method_b", "difference", "ci_low", "ci_high", "p_value", "p_holm"),
-    *("test", "n", "seeds"),
+    *("test", "resamples", "n", "seeds", "seeds_agree"),
 )
 RANKS = ("metric", "method", "mean_rank", "data_sets", "friedman_p")
 
@@ -118,15 +118,23 @@ class _OnData:
         mean: NDArray[np.float64] = np.mean([self.resampled[metric][i] for i in index], axis=0)
         return mean
 
-    def compare(self, metric: str, a: Sequence[int], b: Sequence[int]) -> tuple[Comparison, str]:
-        """Comparison of two sets of runs, and the name of the test."""
+    def agreement(self, metric: str, a: Sequence[int], b: Sequence[int]) -> float:
+        """Share of the pairs of a run of one method and a run of the other whose difference has the sign of the mean's.
+
+        1 if no training of the one was as good as one of the other: what another training would change is small.
+        """
+        first, second = (np.array([self.runs[i].value(metric) for i in index], dtype=np.float64) for index in (a, b))
+        return float((np.sign(first[:, None] - second) == np.sign(first.mean() - second.mean())).mean())
+
+    def compare(self, metric: str, a: Sequence[int], b: Sequence[int]) -> tuple[Comparison, str, int]:
+        """Comparison of two sets of runs, the name of the test, and the number of resamples."""
         if metric == "image_auroc" and self.independent and min(self.labels.count(0), self.labels.count(1)) > 1:
-            return compare_auroc(self.scores[list(a)], self.scores[list(b)], self.labels), "DeLong"
+            return compare_auroc(self.scores[list(a)], self.scores[list(b)], self.labels), "DeLong", 0
         difference = self.mean(metric, a) - self.mean(metric, b)
         first, second = self.mean_resampled(metric, a), self.mean_resampled(metric, b)
         if first is None or second is None:
-            return Comparison(difference, np.nan, np.nan, np.nan), "none"
-        return compare_resampled(difference, first - second), "group bootstrap"
+            return Comparison(difference, np.nan, np.nan, np.nan), "none", 0
+        return compare_resampled(difference, first - second), "group bootstrap", first.size
 
 
 def write_tables(plan: Plan) -> list[Path]:
@@ -206,10 +214,12 @@ def _comparisons(plan: Plan, of_data: dict[str, _OnData]) -> list[tuple[Any, ...
             first, second = on.of(a, metric), on.of(b, metric)
             if not (seeds := [seed for seed in first if seed in second]):
                 continue
-            result, test = on.compare(metric, [first[s] for s in seeds], [second[s] for s in seeds])
+            indices = [first[s] for s in seeds], [second[s] for s in seeds]
+            result, test, resamples = on.compare(metric, *indices)
             pixels = metric not in IMAGE_METRICS
             n = int(on.runs[0].record["metrics"]["n_pixel_images"]) if pixels else len(on.images)
-            mine.append((name, metric, a, b, *result, test, n, len(seeds)))
+            agree = on.agreement(metric, *indices)
+            mine.append((name, metric, a, b, *result, test, resamples, n, len(seeds), agree))
         adjusted = holm([row[7] for row in mine])
         rows += [(*row[:8], float(p), *row[8:]) for row, p in zip(mine, adjusted, strict=True)]
     return rows
@@ -256,10 +266,15 @@ def _cells(
 
 
 def _is_best(comparisons: DataFrame, data: str, metric: str, method: str, methods: int) -> bool:
-    """Whether a method is ahead of every other one, with an adjusted p-value below 0.05 each time."""
-    mine = comparisons[(comparisons.data == data) & (comparisons.metric == metric) & (comparisons.p_holm < LEVEL)]
+    """Whether a method is clearly ahead of every other one."""
+    mine = comparisons[(comparisons.data == data) & (comparisons.metric == metric) & _clear(comparisons)]
     ahead = (mine.method_a == method) & (mine.difference > 0) | (mine.method_b == method) & (mine.difference < 0)
     return methods > 1 and int(ahead.sum()) == methods - 1
+
+
+def _clear(comparisons: DataFrame) -> Any:
+    """Whether a difference would be seen on other test images and after other trainings, for each row."""
+    return (comparisons.p_holm < LEVEL) & (comparisons.seeds_agree == 1)
 
 
 def _shown(plan: Plan, cells: Sequence[tuple[str, str, str, dict[str, _Cell]]]) -> list[str]:
@@ -283,7 +298,8 @@ def _markdown(
         "",
         "Mean over the seeds (their range) [95 % interval of the mean, bootstrap over the test images' groups]. The",
         "range tells what another training would give, the interval what other test images would. Bold: ahead of every",
-        f"other method, p < {LEVEL} each after Holm's correction for all comparisons of that metric.",
+        f"other method, each time with p < {LEVEL} after Holm's correction for all comparisons of that metric and",
+        "with every seed of the one above every seed of the other.",
     ]
     if not ranks.empty:
         lines += ["", "## Mean ranks", ""]
@@ -297,9 +313,18 @@ def _markdown(
         if ranks.friedman_p.notna().any():
             rows.append(["p (Friedman)", *(_p_value(by_metric[metric].friedman_p) for metric in ranked)])
         lines += _rows(["method", *ranked], rows)
-    clear = comparisons[comparisons.p_holm < LEVEL]
+    clear = comparisons[_clear(comparisons)]
     lines += ["", "## Differences", ""]
-    lines += [f"{len(clear)} of {len(comparisons)} comparisons have p < {LEVEL} after Holm's correction, per metric."]
+    lines += [
+        f"{len(clear)} of {len(comparisons)} comparisons have p < {LEVEL} after Holm's correction, per metric, and",
+        "seeds that all agree.",
+    ]
+    for metric, mine in comparisons[comparisons.resamples > 0].groupby("metric", sort=False):
+        lowest = 2 / (mine.resamples.max() + 1) * int((comparisons.metric == metric).sum())
+        if lowest >= LEVEL:
+            lines.append(
+                f"With so few resamples no p-value of {metric} can fall below {lowest:.2f}: raise 'bootstrap'."
+            )
     if not clear.empty:
         rows = []
         for entry in clear.itertuples():

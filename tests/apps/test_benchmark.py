@@ -341,6 +341,9 @@ def test_comparisons_are_paired_and_corrected(tmp_path):
     expected = compare_auroc(scores_of(plan, "good", "second"), scores_of(plan, "weak", "second"), labels)
     assert (entry.difference, entry.ci_low, entry.ci_high, entry.p_value) == pytest.approx(tuple(expected))
     assert entry.p_holm >= entry.p_value and auroc.p_holm.min() == pytest.approx(9 * auroc.p_value.min())
+    values = {m: [roc_auc_score(labels, row) for row in scores_of(plan, m, "second")] for m in ("weak", "none")}
+    near = auroc[(auroc.data == "second") & (auroc.method_a == "weak") & (auroc.method_b == "none")].iloc[0]
+    assert near.seeds_agree == np.mean([a > b for a in values["weak"] for b in values["none"]]) < 1 == entry.seeds_agree
     # equal figures and equal resamples: no difference
     pixels = table[table.metric == "pixel_auroc"]
     assert (pixels.difference == 0).all() and (pixels.p_value == 1).all()
@@ -353,6 +356,13 @@ def test_comparisons_are_paired_and_corrected(tmp_path):
     assert ranks.loc[("pixel_auroc", "good"), "mean_rank"] == 2  # all tied
     latex = (plan.out / "table.tex").read_text()
     assert r"image\_auroc" in latex and latex.count(r"\textbf{") == 3 and latex.count(r"\midrule") == 4
+
+
+def test_too_few_resamples_are_named(tmp_path):
+    plan = fabricate(tmp_path, {name: 0.1 * i for i, name in enumerate("abcde")})
+    write_tables(plan)
+    # 3 data sets x 10 pairs, 999 resamples: 30 * 2 / 1000
+    assert "no p-value of pixel_auroc can fall below 0.06: raise 'bootstrap'" in (plan.out / "table.md").read_text()
 
 
 def test_groups_with_several_images_are_drawn_whole(tmp_path):
