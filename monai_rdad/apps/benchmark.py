@@ -112,7 +112,14 @@ def _run_locked(plan: Plan, counts: dict[str, dict[str, int]], rerun: bool, comm
         "name": plan.name,
         "yaml": plan.text,
         "seeds": list(plan.seeds),
-        "methods": {m.name: {"bundle": m.bundle.resolve().name, "settings": m.settings} for m in plan.methods.values()},
+        "methods": {
+            m.name: {
+                "bundle": m.bundle.resolve().name,
+                "config_files": list(m.config_files),
+                "settings": m.settings,
+            }
+            for m in plan.methods.values()
+        },
         "data": {
             d.name: {"manifest": str(d.manifest), "manifest_sha256": d.sha256, "settings": d.settings} | counts[d.name]
             for d in plan.data.values()
@@ -127,7 +134,7 @@ def _run_locked(plan: Plan, counts: dict[str, dict[str, int]], rerun: bool, comm
     }
     write_json(path, record)
     about = {"command": command, "commit": commit, "versions": record["versions"]}
-    context = Context(tracking.uri, tracking.run_id, plan.keep_models, about)
+    context = Context(tracking.uri, tracking.run_id, plan.keep_models, plan.processes, about)
     errors: dict[str, str] = {}
     progress = _Progress(plan, runs, todo)
 
@@ -137,7 +144,7 @@ def _run_locked(plan: Plan, counts: dict[str, dict[str, int]], rerun: bool, comm
         progress.show(run, seconds, error)
 
     try:
-        execute_all(todo, context, plan.processes, report)
+        execute_all(todo, context, report)
         files = write_tables(plan)
         tracking.finish(not errors, [path, *files])
     except BaseException:

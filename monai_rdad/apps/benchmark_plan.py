@@ -271,7 +271,7 @@ def check_plan(plan: Plan) -> dict[str, dict[str, int]]:
         except (ValueError, OSError) as error:
             raise type(error)(f"{where}: {error}") from error
         weights = str(run.settings.get("weights", "none"))
-        if Path(weights).suffix and not Path(weights).expanduser().is_file():
+        if Path(weights).suffix and weights[0] not in "$@" and not Path(weights).expanduser().is_file():
             raise FileNotFoundError(f"{where}: there is no weights file {weights}.")
     counts = {}
     for name, data in plan.data.items():

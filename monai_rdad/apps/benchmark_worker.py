@@ -35,7 +35,7 @@ from monai_rdad.apps.benchmark_plan import (
 from monai_rdad.apps.command import describe_error
 from monai_rdad.utils import atomic_path
 
-__all__ = ["Context", "execute", "execute_all", "write_json"]
+__all__ = ["Context", "execute", "execute_all", "remove_run", "write_json"]
 
 CHECKPOINT = "checkpoint.pt"
 
@@ -48,12 +48,14 @@ class Context:
         tracking_uri: of MLflow, or "none".
         parent: identifier of the benchmark's run in MLflow, None without tracking.
         keep_models: whether the weights of a finished run stay.
+        processes: how many runs at a time; each gets its share of torch's threads unless ``OMP_NUM_THREADS`` is set.
         record: for ``run.json``: commit, versions, command.
     """
 
     tracking_uri: str
     parent: str | None
     keep_models: bool
+    processes: int
     record: Mapping[str, Any]
 
 
@@ -73,11 +75,15 @@ def execute(run: Run, context: Context) -> None:
     Raises:
         Exception: whatever the bundle raises.
     """
+    import torch
+
     from monai_rdad.apps.bundle import run_bundle
     from monai_rdad.handlers.mlflow import TAGS_VARIABLE
 
     folder, files = run.folder, run.method.config_files
     (folder / FAILED).unlink(missing_ok=True)
+    for unfinished in list(folder.rglob(".writing-*")):  # of a process that was killed while it wrote
+        shutil.rmtree(unfinished, ignore_errors=True)
     write_json(folder / STARTED, {"identity": run.identity, "settings": run.settings})
     places = {
         "bundle_root": str(folder),
@@ -112,6 +118,7 @@ def execute(run: Run, context: Context) -> None:
         "settings": run.settings,
         "dataset_dir": str(run.data.dataset_dir),
         "manifest": str(run.data.manifest),
+        "threads": torch.get_num_threads(),  # sums in another order round differently
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
     write_json(folder / RUN, content | dict(context.record))
@@ -119,12 +126,7 @@ def execute(run: Run, context: Context) -> None:
         file.unlink()
 
 
-def execute_all(
-    runs: Sequence[Run],
-    context: Context,
-    processes: int,
-    report: Callable[[Run, float, str | None], None],
-) -> None:
+def execute_all(runs: Sequence[Run], context: Context, report: Callable[[Run, float, str | None], None]) -> None:
     """Make the runs in worker processes.
 
     A run that fails, or that takes its process down with it, leaves a ``failed.json``; the others go on.
@@ -132,14 +134,13 @@ def execute_all(
     Args:
         runs: in this order.
         context: of all of them.
-        processes: how many at a time.
         report: called after each with its seconds and its error, None for success.
     """
     waiting = deque(runs)
     workers: list[_Worker] = []
     try:
         while waiting or any(worker.run is not None for worker in workers):
-            while waiting and len(workers) < processes:
+            while waiting and len(workers) < context.processes:
                 workers.append(_Worker(context))
             for worker in workers:
                 if worker.run is None and waiting:
@@ -151,7 +152,7 @@ def execute_all(
                 assert run is not None
                 try:
                     error = worker.take()
-                except EOFError:
+                except (EOFError, OSError):
                     error = worker.death()
                     workers.remove(worker)
                     write_json(run.folder / FAILED, {"error": error})
@@ -203,8 +204,11 @@ def _work(connection: Connection, context: Context) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     import logging
 
+    import torch
     from filelock import FileLock
 
+    if context.processes > 1 and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, torch.get_num_threads() // context.processes))
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     while (run := connection.recv()) is not None:
         error = None

@@ -28,12 +28,13 @@ from monai_rdad.apps.benchmark_worker import Context, execute
 from monai_rdad.data.phantoms import phantom_slice
 from monai_rdad.handlers import ResumableCheckpoint
 from monai_rdad.metrics import compare_auroc
+from monai_rdad.utils import root_cause
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = {"image_size": 64, "max_epochs": 2, "batch_size": 4, "val_interval": 1, "bootstrap": 100}
-CONTEXT = Context("none", None, True, {"command": "", "commit": None, "versions": {}})
+CONTEXT = Context("none", None, True, 1, {"command": "", "commit": None, "versions": {}})
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +141,12 @@ def test_data_without_abnormal_test_images_are_refused(tiny_set, tmp_path):
         check_plan(read_plan(write_plan(tmp_path, tiny_set, data={"head": entry})))
 
 
+def test_example_can_run():
+    plan = read_plan(ROOT / "benchmarks" / "phantoms.yaml")
+    counts = check_plan(plan)
+    assert plan.name == "phantoms" and len(plan.runs()) == 18 and set(counts) == {"head", "ultrasound", "histology"}
+
+
 def test_yaml_traps(tiny_set, tmp_path):
     path = write_plan(tmp_path, tiny_set)
     text = path.read_text()
@@ -172,8 +179,9 @@ def test_interrupted_training_goes_on_and_a_finished_one_is_only_evaluated(finis
             raise RuntimeError("stopped after the first epoch")
 
     monkeypatch.setattr(ResumableCheckpoint, "_save", interrupt)
-    with pytest.raises(Exception, match="stopped"):
+    with pytest.raises(RuntimeError) as caught:
         execute(run, CONTEXT)
+    assert "stopped after" in str(root_cause(caught.value))
     assert run.state() == "interrupted"
 
     monkeypatch.setattr("monai_rdad.apps.benchmark_worker.evaluation_settings", lambda run: 1 / 0)
