@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import math
 import os
 import shutil
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -130,10 +130,11 @@ def _training(workflow: ConfigWorkflow, folder: Path) -> Iterator[tuple[str, str
         yield "network", _network(get)
         for entry in ("train#handlers", "validate#handlers", "validate#evaluator"):
             get(entry)
-        yield from _steps(get, get("max_epochs"))
+        count = len(get("tasks") if "tasks" in parser else splits["training"]) + 2 * len(splits.get("validation", ()))
+        yield from _steps(get, get("max_epochs"), cached=count * batch["image"][0].numel())  # a byte per value
         yield "disk", _disk(folder, _bytes_on_disk(get))
         if splits.get("validation"):
-            with _no_warnings():
+            with _one_class():
                 get("validate#evaluator").run()
             yield "validation", "one batch: ok"
     finally:
@@ -141,25 +142,29 @@ def _training(workflow: ConfigWorkflow, folder: Path) -> Iterator[tuple[str, str
 
 
 def _shorten(config: dict[str, Any], steps: Mapping[str, int]) -> None:
-    """Few steps, data sets that read only what is asked for, and a trainer without the handlers that write."""
+    """Few steps, data sets that read only what is asked for, a trainer without the handlers that write, no progress."""
     for section, count in steps.items():
         for engine in ("trainer", "evaluator"):
             if engine in config[section]:
                 config[section][engine]["epoch_length"] = count
     if "train" in steps:
         config["train"]["trainer"] |= {"max_epochs": 1, "train_handlers": None}
-    _uncache(config)
+    for component in _components(config):
+        if component["_target_"] == "CacheDataset":
+            component |= {"cache_rate": 0.0, "progress": False}
+        elif component["_target_"].endswith(".Progress"):
+            component["_disabled_"] = True
 
 
-def _uncache(config: Any) -> None:
+def _components(config: Any) -> Iterator[dict[str, Any]]:
     if isinstance(config, dict):
-        if config.get("_target_") == "CacheDataset":
-            config |= {"cache_rate": 0.0, "progress": False}
-        for value in config.values():
-            _uncache(value)
+        if "_target_" in config:
+            yield config
+        for value in list(config.values()):
+            yield from _components(value)
     elif isinstance(config, list):
         for value in config:
-            _uncache(value)
+            yield from _components(value)
 
 
 def _describe(items: Sequence[Mapping[str, Any]]) -> str:
@@ -204,8 +209,8 @@ def _network(get: Any) -> str:
     )
 
 
-def _steps(get: Any, max_epochs: int) -> Iterator[tuple[str, str]]:
-    """A few steps of the trainer itself, timed."""
+def _steps(get: Any, max_epochs: int, cached: int) -> Iterator[tuple[str, str]]:
+    """A few steps of the trainer itself, timed; ``cached`` bytes will be held in memory by a training."""
     import torch
     from ignite.engine import Events
 
@@ -226,18 +231,17 @@ def _steps(get: Any, max_epochs: int) -> Iterator[tuple[str, str]]:
     step = (times[-1] - times[1]) / (len(times) - 2)
     length = len(get("train#dataloader"))
     yield "steps", f"loss {losses[0]:.4g}, then {losses[-1]:.4g}; {duration(step)} per step, reading included"
-    images = get("train#images" if "images" in get("train") else "train#dataset")
     yield (
         "time",
         f"about {duration(step * length)} per epoch of {length} steps, {duration(step * length * max_epochs)} for "
-        f"{max_epochs} epochs; less once the {len(images)} images are in memory",
+        f"{max_epochs} epochs; less once all images are in memory, which takes {_size(cached)}",
     )
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         peak = torch.cuda.max_memory_reserved(device)
         yield "memory", f"{_size(peak)} on the device, {_size(free)} of {_size(total)} are still free"
     elif resident := _peak_memory():
-        yield "memory", f"{_size(resident)} so far"
+        yield "memory", f"{_size(resident)} for these steps"
 
 
 def _peak_memory() -> int | None:
@@ -286,37 +290,43 @@ def _trained(
     name: str | os.PathLike[str], settings: dict[str, Any], training: ConfigWorkflow
 ) -> Iterator[tuple[str, str]]:
     """Evaluation of one batch and prediction of one image, where a trained network is."""
+    from monai_rdad.handlers import load_settings
+
     folder = Path(settings["ckpt_dir"])
     if not (folder / "model.json").is_file():
         yield "trained", f"no network in {folder} yet: evaluation and prediction were not tried"
+        return
+    found, method = load_settings(folder)["method"], training.parser.get("settings")["method"]
+    if found != method:
+        yield "trained", f"{folder} holds a trained {found}, which a training of {method} replaces"
         return
     splits = training.parser.get_parsed_content("datalists")
     item = next(item for items in (splits.get("testing"), splits["training"]) if items for item in items)
     if splits.get("testing"):
         workflow = open_bundle(name, "evaluate", settings | {"tracking_uri": "none", "bootstrap": 0})
-        _shorten(workflow.parser.get(), {"validate": 1})
-        _run(workflow)
+        _run(workflow, {"validate": 1})
         yield "evaluation", "one batch: ok"
+    else:
+        yield "evaluation", "not tried: the manifest has no testing images"
     predicting = {key: value for key, value in settings.items() if key not in ("dataset_dir", "manifest", "manifests")}
-    _run(open_bundle(name, "infer", predicting | {"input": str(item["image"])}))
+    _run(open_bundle(name, "infer", predicting | {"input": str(item["image"])}), {})
     yield "prediction", f"{item['name']}: ok"
     yield "trained", f"{folder} holds a trained network; a training replaces it"
 
 
-def _run(workflow: ConfigWorkflow) -> None:
+def _run(workflow: ConfigWorkflow, steps: Mapping[str, int]) -> None:
+    _shorten(workflow.parser.get(), steps)
     try:
         workflow.initialize()
-        with _no_warnings():
+        with _one_class():
             workflow.run()
     finally:
         workflow.finalize()
 
 
 @contextmanager
-def _no_warnings() -> Iterator[None]:
+def _one_class() -> Iterator[None]:
     """One batch may hold normal images only, which is no news."""
-    logging.disable(logging.WARNING)
-    try:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Image metrics need both classes")
         yield
-    finally:
-        logging.disable(logging.NOTSET)

@@ -142,7 +142,8 @@ def _train(arguments: argparse.Namespace) -> None:
     run = run_bundle(arguments.method, "train", settings, arguments.config)
     state = run.get("train#trainer").state
     images = len(run.get("train#dataset"))
-    print(f"{run.name}: {state.epoch} epochs of {images} images in {duration(time.monotonic() - start)}")
+    epochs = f"{state.epoch} epoch{'s' if state.epoch > 1 else ''}"
+    print(f"{run.name}: {epochs} of {images} images in {duration(time.monotonic() - start)}")
     if "image_auroc" in run.metrics:
         print(f"last validation ({_counts(run.metrics)})")
         _print_figures(run.metrics)

@@ -126,6 +126,9 @@ def test_check_tries_everything_and_leaves_nothing(run, tiny_set, tmp_path, monk
     assert main(["check", "rd4ad", "--data", str(tiny_set), "--out", str(run), *TINY]) == 0
     out = capsys.readouterr().out
     assert "evaluation one batch: ok" in out and "prediction testing/0.png: ok" in out and "replaces it" in out
+    assert main(["check", "scrd", "--data", str(tiny_set), "--out", str(run), *TINY]) == 0
+    captured = capsys.readouterr()
+    assert "holds a trained rd4ad, which a training of scrd replaces" in captured.out and not captured.err
     assert {path: path.stat().st_mtime_ns for path in before} == before and not fresh.parent.exists()
     assert not list((tmp_path / "temporary").iterdir())
 
