@@ -161,9 +161,7 @@ def open_bundle(
     bundle = find_bundle(name)
     configs = bundle / _CONFIGS
     files, extra = find_configs(bundle, stage, config_files)
-    settings = {"bundle_root": str(default_root(bundle)), **(overrides or {})}
-    if "evaluate" in STAGES[stage]:
-        settings.setdefault("config_dir", str(configs))  # MLflow gets it; it is not in another bundle_root
+    settings = dict(overrides or {})
 
     from monai.bundle import ConfigWorkflow
 
@@ -174,6 +172,9 @@ def open_bundle(
             meta_file=str(configs / _MARK),
             logging_file=False,
         )
+    workflow.parser["bundle_root"] = str(default_root(bundle))
+    if "config_dir" in workflow.parser:  # for MLflow; it is not in another bundle_root
+        workflow.parser["config_dir"] = str(configs)
     for file in extra:
         _merge_file(workflow.parser, file, configs)
     config = workflow.parser.get()

@@ -37,7 +37,7 @@ __all__ = ["add_parser", "check_bundle"]
 _STEPS = 3  # of the training; the first one warms up
 _SCRATCH = {"resume": False, "tracking_uri": "none"}
 # settings of a training that its evaluation and prediction need as well
-_ALSO_TRAINED = ("dataset_dir", "manifest", "manifests", "on_error", "device", "num_workers")
+_ALSO_TRAINED = ("bundle_root", "dataset_dir", "manifest", "manifests", "on_error", "device", "num_workers")
 
 
 def add_parser(groups: Any) -> None:
@@ -101,9 +101,8 @@ def check_bundle(
         yield "bundle", f"{find_bundle(name)}: settings are known"
         workflow = open_bundle(name, "train", settings | _SCRATCH | places, config_files)
         yield from _training(workflow, folder)
-        trained = {key: value for key, value in settings.items() if key in _ALSO_TRAINED}
-        trained |= {"bundle_root": str(planned.get_parsed_content("bundle_root")), "ckpt_dir": str(folder)}
-        trained["output_dir"] = f"{scratch}/eval"
+        trained = {key: planned.get(key) for key in _ALSO_TRAINED if key in planned}
+        trained |= {"ckpt_dir": str(folder), "output_dir": f"{scratch}/eval"}
         yield from _trained(name, trained, workflow)
 
 
@@ -145,7 +144,7 @@ def _shorten(config: dict[str, Any], steps: Mapping[str, int]) -> None:
     """Few steps, data sets that read only what is asked for, a trainer without the handlers that write, no progress."""
     for section, count in steps.items():
         for engine in ("trainer", "evaluator"):
-            if engine in config[section]:
+            if engine in config.get(section, {}):
                 config[section][engine]["epoch_length"] = count
     if "train" in steps:
         config["train"]["trainer"] |= {"max_epochs": 1, "train_handlers": None}

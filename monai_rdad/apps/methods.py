@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from monai_rdad.apps.bundle import default_root, find_bundle, find_configs, open_bundle, run_bundle
+from monai_rdad.apps.bundle import find_bundle, find_configs, open_bundle, run_bundle
 from monai_rdad.apps.command import add_command
 from monai_rdad.apps.options import (
     add_data_options,
@@ -232,8 +232,7 @@ def _print_figures(metrics: Mapping[str, float]) -> None:
     from monai_rdad.visualize.page import figure_label
 
     names = [name for name in _FIGURES if name in metrics]
-    if "sensitivity_at_95_specificity" in metrics:
-        names += [n for n in metrics if n.startswith(_DECIDED) and "_ci_" not in n and not n.endswith("specificity")]
+    names += [n for n in metrics if n.startswith(_DECIDED) and "_ci_" not in n and not n.endswith("specificity")]
     width = max(len(figure_label(name)) for name in names)
     for name in names:
         low, high = metrics.get(f"{name}_ci_low"), metrics.get(f"{name}_ci_high")
@@ -255,12 +254,10 @@ def _dry_run(arguments: argparse.Namespace, stage: str, settings: Mapping[str, A
     print(f"{bundle.resolve().name}, stage '{stage}'; nothing was run")
     print("configuration files, later ones win:", *files, sep="\n  ")
     print("settings:")
-    shown = {"bundle_root": str(default_root(bundle)), **settings}
+    shown = {"bundle_root": parser.get("bundle_root"), **settings}
     for key, value in shown.items():
         print(f"  {key}: {value}")
-    names = (
-        ("ckpt_dir",) if stage == "calibrate" else ("output_dir",) if stage == "infer" else ("ckpt_dir", "output_dir")
-    )
+    names = {"train": ("ckpt_dir", "output_dir"), "calibrate": ("ckpt_dir",)}.get(stage, ("output_dir",))
     print("would write to:", *(parser.get_parsed_content(name) for name in names), sep="\n  ")
     config = str(files[0]) if len(files) == 1 else "[" + ",".join(f"'{file}'" for file in files) + "]"
     words = ["python", "-m", "monai.bundle", "run", _RUN_IDS[stage], "--config_file", config]

@@ -30,9 +30,11 @@ def files(folder: Path) -> set[str]:
 
 @pytest.fixture(scope="module")
 def run(tiny_set, tmp_path_factory) -> Path:
-    """Folder of a run after its training and calibration."""
+    """Folder of a run after its training, which was stopped and resumed, and calibration."""
     out = tmp_path_factory.mktemp("commands") / "run"
-    assert main(["train", "rd4ad", "--data", str(tiny_set), "--out", str(out), *TINY]) == 0
+    train = ["train", "rd4ad", "--data", str(tiny_set), "--out", str(out), *TINY]
+    assert main([*train, "--epochs", "1"]) == 0
+    assert main([*train, "--resume"]) == 0
     assert main(["calibrate", "rd4ad", "--data", str(tiny_set), "--out", str(out)]) == 0
     return out
 
@@ -41,7 +43,9 @@ def test_one_folder_from_training_to_prediction(run, tiny_set, tmp_path, capsys)
     assert files(run) == {f"models/{n}" for n in ("model.pt", "model_final.pt", "model.json", "checkpoint.pt")} | {
         "models/calibration.json"
     }
-    assert json.loads((run / "models/model.json").read_text())["image_size"] == 64
+    settings = json.loads((run / "models/model.json").read_text())
+    assert (settings["image_size"], settings["max_epochs"]) == (64, 2)
+    assert torch.load(run / "models/checkpoint.pt", weights_only=True)["iteration"] == 4  # 2 per epoch
     common = ["rd4ad", "--data", str(tiny_set), "--out", str(run), "--tracking", "none"]
     assert main(["evaluate", *common, "--bootstrap", "50", "--alpha", "0.5"]) == 0
     out = capsys.readouterr().out
@@ -73,14 +77,6 @@ def test_the_page_names_the_command_that_was_given(run, tiny_set, tmp_path, monk
     monkeypatch.setattr("__main__.__spec__", None)
     assert main(arguments) == 0
     assert f"<pre>monai-rdad {shlex.join(arguments)}</pre>" in (tmp_path / "result.html").read_text()
-
-
-def test_resuming(tiny_set, run, tmp_path):
-    common = ["train", "rd4ad", "--data", str(tiny_set), "--out", str(tmp_path), *TINY]
-    assert main([*common, "--epochs", "1"]) == 0
-    assert main([*common, "--resume"]) == 0
-    states = [torch.load(folder / "models" / "model.pt", weights_only=True) for folder in (run, tmp_path)]
-    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 
 def test_a_few_shot_method(tmp_path, tiny_set, capsys):
@@ -123,7 +119,9 @@ def test_check_tries_everything_and_leaves_nothing(run, tiny_set, tmp_path, monk
     out = capsys.readouterr().out
     assert "testing: 5 images of 5 groups, 3 abnormal, 3 with a mask" in out and "training: (4, 1, 64, 64)" in out
     assert f"no network in {fresh / 'models'} yet" in out and out.endswith("OK\n")
-    assert main(["check", "rd4ad", "--data", str(tiny_set), "--out", str(run), *TINY]) == 0
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(f"dataset_dir: {tiny_set}\nbundle_root: {run}\n")
+    assert main(["check", "rd4ad", "--config", str(mine), *TINY]) == 0
     out = capsys.readouterr().out
     assert "evaluation one batch: ok" in out and "prediction testing/0.png: ok" in out and "replaces it" in out
     assert main(["check", "scrd", "--data", str(tiny_set), "--out", str(run), *TINY]) == 0
