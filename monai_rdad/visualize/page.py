@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike
 
 from monai_rdad.utils import atomic_path
 
-__all__ = ["result_page"]
+__all__ = ["figure_label", "result_page"]
 
 LABELS = {
     "image_auroc": "Image AUROC",
@@ -128,7 +128,7 @@ def _table(metrics: Mapping[str, float]) -> str:
         interval = "–" if low is None or high is None else f"{_number(low)} to {_number(high)}"
         n = _count(name, metrics)
         count = "–" if n is None else f"{n:.0f}"
-        cells = (html.escape(_label(name)), _number(metrics[name]), interval, count)
+        cells = (html.escape(figure_label(name)), _number(metrics[name]), interval, count)
         rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
     head = "<tr><th>Metric</th><th>Value</th><th>95 % interval</th><th>Images</th></tr>"
     table = f'<div class="scroll"><table><thead>{head}</thead><tbody>{"".join(rows)}</tbody></table></div>'
@@ -155,7 +155,7 @@ def _count(name: str, metrics: Mapping[str, float]) -> float | None:
     return abnormal if name.startswith("sensitivity_at_") and name not in LABELS else images
 
 
-def _label(name: str) -> str:
+def figure_label(name: str) -> str:
     """A figure's name for people; that of a calibrated decision holds its nominal rate."""
     for prefix, text in DECISIONS.items():
         if name.startswith(prefix) and name not in LABELS:
