@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from study import read  # beside this file
+from study_rows import read  # beside this file
 from torch import Tensor, nn
 
 SCORES = ("max", "mean", "top")
