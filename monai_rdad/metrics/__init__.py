@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from monai_rdad.metrics.bootstrap import (
+    bootstrap_curve_bands,
     bootstrap_image_metrics,
     bootstrap_pixel_metrics,
     bootstrap_rate,
@@ -11,7 +12,7 @@ from monai_rdad.metrics.bootstrap import (
     resampling_weights,
 )
 from monai_rdad.metrics.conformal import AreaRisk, ConformalScores, false_positive_band, is_abnormal
-from monai_rdad.metrics.image import IMAGE_METRICS, image_metrics
+from monai_rdad.metrics.image import IMAGE_METRICS, image_metrics, misordered, score_histograms
 from monai_rdad.metrics.pixel import AUPRO_LIMIT, PIXEL_METRICS, PixelAccumulator, PixelHistogram
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "PIXEL_METRICS",
     "PixelAccumulator",
     "PixelHistogram",
+    "bootstrap_curve_bands",
     "bootstrap_image_metrics",
     "bootstrap_pixel_metrics",
     "bootstrap_rate",
@@ -29,5 +31,7 @@ __all__ = [
     "group_strata",
     "image_metrics",
     "is_abnormal",
+    "misordered",
     "resampling_weights",
+    "score_histograms",
 ]
