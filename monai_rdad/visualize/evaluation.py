@@ -20,7 +20,7 @@ import torch
 from ignite.engine import Engine, Events
 from monai.utils.type_conversion import convert_to_tensor
 
-from monai_rdad.data import manifest_hash
+from monai_rdad.data import manifest_hash, manifest_title
 from monai_rdad.handlers.anomaly_metrics import AnomalyMetrics
 from monai_rdad.handlers.mlflow import AnomalyMLFlow, software_versions
 from monai_rdad.utils import file_sha256
@@ -56,7 +56,7 @@ class EvaluationReport:
         title: of the page.
         split: of the manifest, for the page.
         settings: of the training, its seed among them, for the page.
-        manifest: its SHA-256 goes onto the page.
+        manifest: its title and its SHA-256 go onto the page.
         weights: file of the trained network; its SHA-256 goes onto the page.
         commands: that led to the result; None for the command of this process, none for a worker process.
         notes: sentences for below the page's title.
@@ -190,6 +190,7 @@ class EvaluationReport:
             hashes[f"weights {self.weights}"] = file_sha256(self.weights)
         return {
             "title": self.title,
+            "data": None if self.manifest is None else manifest_title(self.manifest),
             "split": self.split,
             "created": datetime.now(timezone.utc).isoformat(" ", "seconds"),
             "device": str(engine.state.device),

@@ -138,8 +138,8 @@ def outline(region: NDArray[np.bool_]) -> str:
 def _picture(pixels: NDArray[np.uint8], paths: str, size: tuple[int, int], alt: str, caption: str) -> str:
     lines = f'<svg viewBox="0 0 {size[1]} {size[0]}" aria-hidden="true">{paths}</svg>' if paths else ""
     return (
-        f'<figure><span class="stack"><img alt="{alt}" width="{size[1]}" height="{size[0]}" loading="lazy" '
-        f'decoding="async" src="{_data(pixels, "JPEG")}">{lines}</span><figcaption>{caption}</figcaption></figure>'
+        f'<figure><span class="stack"><img alt="{alt}" width="{size[1]}" height="{size[0]}" decoding="async" '
+        f'src="{_data(pixels, "JPEG")}">{lines}</span><figcaption>{caption}</figcaption></figure>'
     )
 
 

@@ -75,8 +75,9 @@ def evaluation_report(folder: str | os.PathLike[str], out: str | os.PathLike[str
     ]
     n, abnormal = len(record.scores), sum(score.label for score in record.scores)
     groups = len({score.group for score in record.scores})
+    data = f"Data “{record.content['data']}”, split" if record.content["data"] is not None else "Split"
     lead = (
-        f"Split “{record.content['split']}”: {n} images of {groups} groups (patients, scans), {n - abnormal} normal "
+        f"{data} “{record.content['split']}”: {n} images of {groups} groups (patients, scans), {n - abnormal} normal "
         f"and {abnormal} abnormal. The detector was trained on normal images only."
     )
     write_page(

@@ -209,8 +209,8 @@ def test_print_shows_all_and_no_controls(opened: Any) -> None:
         "return [...document.querySelectorAll('nav, .controls, button, select, dialog')].every(e => !e.offsetParent)"
     )
     assert hidden
-    pdf = opened.execute_cdp_cmd("Page.printToPDF", {"printBackground": False})["data"]
-    assert base64.b64decode(pdf).startswith(b"%PDF") and len(pdf) > 30_000
+    pdf = base64.b64decode(opened.execute_cdp_cmd("Page.printToPDF", {"printBackground": False})["data"])
+    assert pdf.count(b"/Subtype /Image") >= 3 * 21  # those far below the window too
 
 
 def test_dark_and_still(opened: Any) -> None:
