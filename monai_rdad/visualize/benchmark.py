@@ -18,6 +18,7 @@ from monai_rdad.visualize.page import (
     Html,
     Section,
     definitions,
+    figure_grid,
     interval,
     metric_label,
     metric_names,
@@ -242,7 +243,7 @@ def _plots(benchmark: _Benchmark) -> str:
                 continue
             told = "; ".join(f"{method}: {_cell(benchmark, data, metric, method)}" for method in rows)
             label, reference = metric_label(metric), CHANCE.get(metric)
-            figures.append(_plot(interval_plot(f"plot-{m}-{d}", data, rows, label, reference, (-0.02, 1.02), told)))
+            figures.append((interval_plot(f"plot-{m}-{d}", data, rows, label, reference, (-0.02, 1.02), told), ""))
         text += _group(metric_label(metric), figures)
     if text:
         text += paragraph(
@@ -269,7 +270,7 @@ def _differences(benchmark: _Benchmark) -> str:
                 told = "; ".join(
                     f"{name}: {_signed(d.value)} ({interval(d.low, d.high)})" for name, (d,) in rows.items()
                 )
-                figures.append(_plot(interval_plot(f"diff-{m}-{d}", data, rows, "difference", 0.0, None, told)))
+                figures.append((interval_plot(f"diff-{m}-{d}", data, rows, "difference", 0.0, None, told), ""))
         cells = [
             (
                 *(row.data, row.name, _signed(row.difference.value)),
@@ -293,8 +294,8 @@ def _ranks(benchmark: _Benchmark) -> str:
         words = [f"Over {sets} data sets." if sets else ""]
         if math.isfinite(p_value):
             words.append(f"Friedman's test that all methods are alike: p = {_p_value(p_value)}.")
-        figures.append(_plot(rank_plot(f"rank-{m}", metric_label(metric), means, len(means), told), " ".join(words)))
-    return f'<div class="plots">{"".join(figures)}</div>' if figures else ""
+        figures.append((rank_plot(f"rank-{m}", metric_label(metric), means, len(means), told), " ".join(words)))
+    return figure_grid(*figures)
 
 
 def _runs(benchmark: _Benchmark, page: Path) -> str:
@@ -333,12 +334,8 @@ def _provenance(benchmark: _Benchmark) -> str:
     return text + "<h3>SHA-256</h3>" + definitions(hashes)
 
 
-def _group(heading: str, figures: Sequence[str]) -> str:
-    return f'<h3>{html.escape(heading)}</h3><div class="plots">{"".join(figures)}</div>' if figures else ""
-
-
-def _plot(svg: str, caption: str = "") -> str:
-    return f"<figure>{svg}<figcaption>{html.escape(caption)}</figcaption></figure>"
+def _group(heading: str, figures: Sequence[tuple[str, str]]) -> str:
+    return f"<h3>{html.escape(heading)}</h3>{figure_grid(*figures)}" if figures else ""
 
 
 def _signed(value: float) -> str:

@@ -20,6 +20,7 @@ __all__ = [
     "Html",
     "Section",
     "definitions",
+    "figure_grid",
     "interval",
     "metric_label",
     "metric_names",
@@ -162,6 +163,14 @@ def definitions(entries: Mapping[str, str]) -> str:
     """Names and values."""
     rows = "".join(f"<dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd>\n" for name, value in entries.items())
     return f'<dl class="facts">{rows}</dl>'
+
+
+def figure_grid(*plots: tuple[str, str]) -> str:
+    """Plots beside each other where there is room: SVG and caption (text) of each; "" of none."""
+    figures = "".join(
+        f"<figure>{svg}<figcaption>{html.escape(caption)}</figcaption></figure>" for svg, caption in plots
+    )
+    return f'<div class="plots">{figures}</div>' if plots else ""
 
 
 def number(value: float, digits: int = 3) -> str:

@@ -12,21 +12,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from monai_rdad.metrics import (
-    ConformalScores,
-    bootstrap_curve_bands,
-    bootstrap_rate,
-    false_positive_band,
-    misordered,
-    score_histograms,
-)
+from monai_rdad.metrics import bootstrap_curve_bands, misordered, score_histograms
 from monai_rdad.metrics.curves import precision_recall, roc
 from monai_rdad.utils import file_sha256
 from monai_rdad.visualize import gallery
+from monai_rdad.visualize.decisions import decisions
 from monai_rdad.visualize.page import (
     Html,
     Section,
     definitions,
+    figure_grid,
     interval,
     metric_label,
     metric_names,
@@ -35,14 +30,13 @@ from monai_rdad.visualize.page import (
     table,
     write_page,
 )
-from monai_rdad.visualize.plots import calibration_plot, curve_plot, histogram_plot, p_value_plot
+from monai_rdad.visualize.plots import curve_plot, histogram_plot
 from monai_rdad.visualize.record import CALIBRATION, RECORD, Record, Score, errors, order, read_record
 
 __all__ = ["REPORT", "evaluation_report"]
 
 REPORT = "report.html"
 PICTURE_BYTES = 8_500_000  # of all cases together, so that a page stays below 10 MB
-ALPHAS = (0.01, 0.05, 0.1, 0.2)  # of the table of decisions, beside that of the evaluation
 PIXEL = ("pixel", "aupro", "oracle_dice", "dice_at_area_")
 
 
@@ -69,7 +63,7 @@ def evaluation_report(folder: str | os.PathLike[str], out: str | os.PathLike[str
         ("figures", "Figures", _figures(record)),
         ("scores", "Scores", _distribution(record, calibrated)),
         ("curves", "Curves", _curves(record, calibrated)),
-        ("decisions", "Decisions", _decisions(record) if calibrated else ""),
+        ("decisions", "Decisions", decisions(record) if calibrated else ""),
         ("cases", "Cases", cases),
         ("provenance", "How this was made", _provenance(record)),
     ]
@@ -199,7 +193,7 @@ def _distribution(record: Record, calibrated: bool) -> str:
     caption = "Higher scores mean more abnormal. They have no unit and compare only within one trained detector."
     if threshold is not None:
         caption += f" Dashed: the threshold {threshold:.4g} for α = {record.content['alpha']:g}."
-    return _plots((histogram_plot("histogram", parts, threshold, told), caption))
+    return figure_grid((histogram_plot("histogram", parts, threshold, told), caption))
 
 
 def _curves(record: Record, calibrated: bool) -> str:
@@ -247,7 +241,7 @@ def _curves(record: Record, calibrated: bool) -> str:
         f"Precision against sensitivity over all thresholds; average precision {number(mean)}, by chance "
         f"{prevalence:.2f}.",
     )
-    return _plots(
+    return figure_grid(
         (first, "Each point is a threshold. Band: 95 % interval at each false-positive rate, bootstrap over groups."),
         (
             second,
@@ -255,100 +249,6 @@ def _curves(record: Record, calibrated: bool) -> str:
             f"abnormal images are: {100 * prevalence:.0f} % here, far less in most practice.",
         ),
     )
-
-
-def _decisions(record: Record) -> str:
-    assert record.calibration is not None
-    chosen = float(record.content["alpha"])
-    calibration_groups = len(set(record.calibration[1]))
-    classes = [[score for score in record.scores if score.label == label] for label in (0, 1)]
-    normal = classes[0]
-    groups = len({score.group for score in normal})
-    strata = record.content["strata"]
-    alphas = sorted({*ALPHAS, chosen})
-    rows = []
-    for alpha in alphas:
-        band = false_positive_band(calibration_groups, alpha, groups or None)
-        cells = [f"{alpha:g}"]
-        for mine in classes:
-            cells += _rate(mine, alpha)
-        expected = "–" if strata or not groups else interval(*band)
-        if not strata and _too_few(calibration_groups, alpha):
-            expected = "0: too few groups"
-        rows.append((*cells[:3], expected, *cells[3:]))
-    words = [
-        f"An image is called abnormal if its p-value among {len(record.calibration[0])} normal calibration images of "
-        f"{calibration_groups} groups is at most α. The promise: of new normal images from the same source at most the "
-        "fraction α is called abnormal, on average over calibration sets. No abnormal image has set a threshold."
-    ]
-    warnings = []
-    if _too_few(calibration_groups, chosen):
-        warnings.append(
-            f"{calibration_groups} calibration groups are too few for α = {chosen:g}: at least "
-            f"{math.ceil(1 / chosen - 1 - 1e-9)} are needed before any image can be called abnormal."
-        )
-    if strata:
-        words.append(f"Thresholds of their own: {', '.join(strata)}.")
-    head = (
-        "α",
-        "False positives",
-        "False-positive rate (95 %)",
-        "Expected rate, 95 %",
-        "Found",
-        "Sensitivity (95 %)",
-    )
-    shown = table(head, rows, f"Decisions; the evaluation used α = {chosen:g}", alphas.index(chosen))
-    text = "".join(paragraph(t, "warning") for t in warnings) + "".join(paragraph(t) for t in words) + shown
-    text += paragraph("Specificity is 1 less the false-positive rate.", "note")
-    p_values = [np.array([score.p_value for score in mine], dtype=np.float64) for mine in classes]
-    plots = []
-    if normal:
-        grid = np.linspace(0.005, 0.5, 100)
-        realised = (p_values[0][None] <= grid[:, None] + 1e-9).mean(1)
-        bands = np.array([false_positive_band(calibration_groups, float(a), groups) for a in grid]).T
-        plots.append(
-            (
-                calibration_plot(
-                    "calibration",
-                    grid,
-                    realised,
-                    (bands[0], bands[1]),
-                    chosen,
-                    f"At a promised rate of {chosen:g} the rate found is {_rate(normal, chosen)[1]}.",
-                ),
-                "A well calibrated detector stays inside the band, where the rate found lies with 95 % probability, "
-                f"for {calibration_groups} calibration groups and {groups} normal test groups of one image each."
-                + (" With several strata the band is a guide only." if strata else ""),
-            )
-        )
-    plots.append(
-        (
-            p_value_plot(
-                "pvalues",
-                p_values[0],
-                p_values[1],
-                chosen,
-                "Cumulative distribution of the p-values of normal and of abnormal images.",
-            ),
-            "p-values of normal images should follow the dashed line, those of abnormal images rise as steeply as "
-            "possible at the left. Dotted: the α of the evaluation.",
-        )
-    )
-    return text + _plots(*plots)
-
-
-def _too_few(groups: int, alpha: float) -> bool:
-    """Whether no score can be rare enough among the calibration groups."""
-    return math.isinf(ConformalScores(np.zeros(groups)).threshold(alpha))
-
-
-def _rate(scores: list[Score], alpha: float) -> tuple[str, str]:
-    """Count and rate, with its interval, of the images that are called abnormal."""
-    if not scores:
-        return "–", "–"
-    called = [float(bool(score.called(alpha))) for score in scores]
-    span = interval(*bootstrap_rate(called, [score.group for score in scores]))
-    return f"{sum(called):.0f} of {len(called)}", f"{number(float(np.mean(called)))} ({span})"
 
 
 def _cases(record: Record, calibrated: bool) -> str:
@@ -451,10 +351,3 @@ def _provenance(record: Record) -> str:
     for name in ("metrics.json", "scores.csv", RECORD, *([CALIBRATION] if content["calibrated"] else [])):
         hashes[name] = file_sha256(record.folder / name)
     return text + "<h3>SHA-256 of the files</h3>" + definitions(hashes)
-
-
-def _plots(*plots: tuple[str, str]) -> str:
-    figures = "".join(
-        f"<figure>{svg}<figcaption>{html.escape(caption)}</figcaption></figure>" for svg, caption in plots
-    )
-    return f'<div class="plots">{figures}</div>'
