@@ -23,27 +23,26 @@ def decisions(record: Record) -> str:
     chosen = float(record.content["alpha"])
     calibration_groups = len(set(record.calibration[1]))
     classes = [[score for score in record.scores if score.label == label] for label in (0, 1)]
-    normal = classes[0]
+    normal, abnormal = classes
     groups = len({score.group for score in normal})
     strata = record.content["strata"]
     alphas = sorted({*ALPHAS, chosen})
     rows = []
     for alpha in alphas:
-        band = false_positive_band(calibration_groups, alpha, groups or None)
-        cells = [f"{alpha:g}"]
-        for mine in classes:
-            cells += _rate(mine, alpha)
-        expected = "–" if strata or not groups else interval(*band)
-        if not strata and _too_few(calibration_groups, alpha):
-            expected = "0: too few groups"
-        rows.append((*cells[:3], expected, *cells[3:]))
+        expected = "–"
+        if normal and not strata:
+            band = false_positive_band(calibration_groups, alpha, groups)
+            expected = "0: too few groups" if _too_few(calibration_groups, alpha) else interval(*band)
+        called, specificity = _called(normal, alpha)
+        found, sensitivity = _called(abnormal, alpha)
+        rows.append((f"{alpha:g}", called, expected, specificity, found, sensitivity))
     words = [
         f"An image is called abnormal if its p-value among {len(record.calibration[0])} normal calibration images of "
         f"{calibration_groups} groups is at most α. The promise: of new normal images from the same source at most the "
         "fraction α is called abnormal, on average over calibration sets. No abnormal image has set a threshold."
     ]
     warnings = []
-    if _too_few(calibration_groups, chosen):
+    if not strata and _too_few(calibration_groups, chosen):
         warnings.append(
             f"{calibration_groups} calibration groups are too few for α = {chosen:g}: at least "
             f"{math.ceil(1 / chosen - 1 - 1e-9)} are needed before any image can be called abnormal."
@@ -53,14 +52,18 @@ def decisions(record: Record) -> str:
     head = (
         "α",
         "False positives",
-        "False-positive rate (95 %)",
         "Expected rate, 95 %",
+        "Specificity (95 %)",
         "Found",
         "Sensitivity (95 %)",
     )
     shown = table(head, rows, f"Decisions; the evaluation used α = {chosen:g}", alphas.index(chosen))
     text = "".join(paragraph(t, "warning") for t in warnings) + "".join(paragraph(t) for t in words) + shown
-    text += paragraph("Specificity is 1 less the false-positive rate.", "note")
+    text += paragraph(
+        "Expected: where the rate of false positives lies with 95 % probability over calibration sets and test images. "
+        "Specificity: the fraction of normal images not called abnormal. Intervals: bootstrap over groups.",
+        "note",
+    )
     p_values = [np.array([score.p_value for score in mine], dtype=np.float64) for mine in classes]
     plots = []
     if normal:
@@ -75,7 +78,7 @@ def decisions(record: Record) -> str:
                     realised,
                     (bands[0], bands[1]),
                     chosen,
-                    f"At a promised rate of {chosen:g} the rate found is {_rate(normal, chosen)[1]}.",
+                    f"At a promised rate of {chosen:g}, {_called(normal, chosen)[0]} are found.",
                 ),
                 "A well calibrated detector stays inside the band, where the rate found lies with 95 % probability, "
                 f"for {calibration_groups} calibration groups and {groups} normal test groups of one image each."
@@ -103,10 +106,12 @@ def _too_few(groups: int, alpha: float) -> bool:
     return math.isinf(ConformalScores(np.zeros(groups)).threshold(alpha))
 
 
-def _rate(scores: list[Score], alpha: float) -> tuple[str, str]:
-    """Count and rate, with its interval, of the images that are called abnormal."""
+def _called(scores: list[Score], alpha: float) -> tuple[str, str]:
+    """How many images of one class are called abnormal, and the fraction that is called rightly, with its interval."""
     if not scores:
         return "–", "–"
-    called = [float(bool(score.called(alpha))) for score in scores]
-    span = interval(*bootstrap_rate(called, [score.group for score in scores]))
-    return f"{sum(called):.0f} of {len(called)}", f"{number(float(np.mean(called)))} ({span})"
+    called = [bool(score.called(alpha)) for score in scores]
+    right = [float(not score.wrong(alpha)) for score in scores]
+    span = interval(*bootstrap_rate(right, [score.group for score in scores]))
+    rate = number(sum(called) / len(called))
+    return f"{sum(called)} of {len(called)} ({rate})", f"{number(float(np.mean(right)))} ({span})"

@@ -147,10 +147,10 @@ def test_decisions(evaluated: Path) -> None:
     """The table agrees with the scores against the calibration: alpha 0.05 of 50 is the second highest, 0.49."""
     page = Page(evaluated / "report.html")
     rows = {row[0]: row[1:] for row in page.rows if len(row) == 6}
-    assert (rows["0.05"][0], rows["0.05"][3]) == ("2 of 10", "8 of 11")
-    assert rows["0.05"][1].startswith("0.200 (") and rows["0.05"][4].startswith("0.727 (")
-    assert rows["0.01"][2] == "0: too few groups" and rows["0.01"][0] == "0 of 10"
-    assert rows["0.2"][0] == "2 of 10" and float(rows["0.2"][2].split(" to ")[1]) > 0.2  # 0.41: (1 + 10) / 51
+    assert (rows["0.05"][0], rows["0.05"][3]) == ("2 of 10 (0.200)", "8 of 11 (0.727)")
+    assert rows["0.05"][2].startswith("0.800 (") and rows["0.05"][4].startswith("0.727 (")
+    assert rows["0.01"] == ["0 of 10 (0.000)", "0: too few groups", *rows["0.01"][2:]]
+    assert rows["0.2"][0].startswith("2 of 10") and float(rows["0.2"][1].split(" to ")[1]) > 0.2  # 0.41: 11 / 51
 
 
 def test_pictures_and_order(evaluated: Path, scores: dict[str, float]) -> None:
