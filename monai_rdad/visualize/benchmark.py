@@ -34,7 +34,7 @@ __all__ = ["benchmark_report"]
 
 TABLES = ("results.csv", "comparisons.csv", "ranks.csv")
 LEVEL = 0.05  # of p-values that are stressed
-CHANCE = {"image_auroc": 0.5, "pixel_auroc": 0.5}
+CHANCE = {"image_auroc": 0.5, "pixel_auroc": 0.5, "aupro_0.3": 0.15}
 
 
 class _Result(NamedTuple):
@@ -220,7 +220,7 @@ def _figures(benchmark: _Benchmark) -> str:
                 rows.append((data, method, size, *cells))
     head = ("Data set", "Method", "Images (abnormal)", *map(metric_label, benchmark.metrics))
     words = "Mean over the seeds (their range) [95 % interval, bootstrap over the groups of the test images]"
-    text = table(head, rows, words)
+    text = table(head, rows, words, words=2)
     text += paragraph(
         "The range tells what another training would give, the interval what other test images would.", "note"
     )
@@ -263,6 +263,7 @@ def _differences(benchmark: _Benchmark) -> str:
         mine = [row for row in benchmark.comparisons if row.metric == metric]
         if not mine:
             continue
+        limits = _limits([row.difference for row in mine])
         figures = []
         for d, data in enumerate(benchmark.data):
             rows = {row.name: [row.difference] for row in mine if row.data == data}
@@ -270,7 +271,7 @@ def _differences(benchmark: _Benchmark) -> str:
                 told = "; ".join(
                     f"{name}: {_signed(d.value)} ({interval(d.low, d.high)})" for name, (d,) in rows.items()
                 )
-                figures.append((interval_plot(f"diff-{m}-{d}", data, rows, "difference", 0.0, None, told), ""))
+                figures.append((interval_plot(f"diff-{m}-{d}", data, rows, "difference", 0.0, limits, told), ""))
         cells = [
             (
                 *(row.data, row.name, _signed(row.difference.value)),
@@ -281,7 +282,7 @@ def _differences(benchmark: _Benchmark) -> str:
         ]
         head = ("Data set", "Pair", "Difference", "95 % interval", "p", "p (Holm)", "Test", "Images", "Seeds")
         label = metric_label(metric)
-        text += _group(label, figures) + table(head, cells, f"{label}: all pairs; * p < {LEVEL}")
+        text += _group(label, figures) + table(head, cells, f"{label}: all pairs; * p < {LEVEL}", words=2)
     return text
 
 
@@ -310,7 +311,7 @@ def _runs(benchmark: _Benchmark, page: Path) -> str:
             link = Html(f'<a href="{target}">report</a>')
         rows.append((method, data, seed, f"{seconds:.0f}" if math.isfinite(seconds) else "–", link))
     head = ("Method", "Data set", "Seed", "Seconds", "Report")
-    return table(head, rows, "Finished runs; seconds of training and evaluation together") if rows else ""
+    return table(head, rows, "Finished runs; seconds of training and evaluation together", words=2) if rows else ""
 
 
 def _provenance(benchmark: _Benchmark) -> str:
@@ -336,6 +337,13 @@ def _provenance(benchmark: _Benchmark) -> str:
 
 def _group(heading: str, figures: Sequence[tuple[str, str]]) -> str:
     return f"<h3>{html.escape(heading)}</h3>{figure_grid(*figures)}" if figures else ""
+
+
+def _limits(figures: Sequence[Interval]) -> tuple[float, float]:
+    """Ends of an axis that holds 0 and all figures, the same for all data sets."""
+    known = [0.0, *(value for figure in figures for value in figure if math.isfinite(value))]
+    margin = 0.05 * (max(known) - min(known)) or 0.05
+    return min(known) - margin, max(known) + margin
 
 
 def _signed(value: float) -> str:

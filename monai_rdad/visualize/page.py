@@ -135,7 +135,9 @@ def paragraph(text: str, kind: str = "") -> str:
     return f"<p{_class(kind)}>{html.escape(text)}</p>"
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]], caption: str, marked: int | None = None) -> str:
+def table(
+    head: Sequence[str], rows: Iterable[Sequence[str]], caption: str, marked: int | None = None, words: int = 1
+) -> str:
     """A table that scrolls sideways where it is too wide.
 
     Args:
@@ -143,16 +145,21 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], caption: str, mark
         rows: cells, text or :class:`Html`.
         caption: text.
         marked: index of a row to stress.
+        words: number of columns that hold words; the others, on the right, hold figures.
     """
 
     def cell(text: str) -> str:
         return text if isinstance(text, Html) else html.escape(text)
 
+    def kind(column: int) -> str:
+        return _class("words" if column < words else "")
+
     body = ""
     for i, row in enumerate(rows):
-        cells = f'<th scope="row">{cell(row[0])}</th>' + "".join(f"<td>{cell(text)}</td>" for text in row[1:])
+        cells = f'<th scope="row"{kind(0)}>{cell(row[0])}</th>'
+        cells += "".join(f"<td{kind(k)}>{cell(text)}</td>" for k, text in enumerate(row[1:], 1))
         body += f"<tr{_class('marked' if i == marked else '')}>{cells}</tr>\n"
-    titles = "".join(f'<th scope="col">{html.escape(text)}</th>' for text in head)
+    titles = "".join(f'<th scope="col"{kind(k)}>{html.escape(text)}</th>' for k, text in enumerate(head))
     return (
         f'<div class="scroll" role="region" aria-label="{html.escape(caption)}" tabindex="0"><table><caption>'
         f"{html.escape(caption)}</caption><thead><tr>{titles}</tr></thead><tbody>\n{body}</tbody></table></div>"

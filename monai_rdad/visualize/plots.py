@@ -252,7 +252,7 @@ def interval_plot(
     rows: Mapping[str, Sequence[Interval]],
     xlabel: str,
     reference: float | None,
-    limits: tuple[float, float] | None,
+    limits: tuple[float, float],
     description: str,
 ) -> str:
     """Figures with intervals, a line of the plot per name; several of one name (seeds) below each other.
@@ -263,7 +263,7 @@ def interval_plot(
         rows: figures by name; those that are not finite are left out.
         xlabel: what the figures are.
         reference: value of a vertical line, or None.
-        limits: of the x axis, None for those of the figures.
+        limits: of the x axis.
         description: in words.
     """
     figure, (axes,) = _axes(height=1.0 + 0.42 * max(len(rows), 2))
@@ -285,8 +285,7 @@ def interval_plot(
     axes.set_xlabel(xlabel)
     axes.grid(axis="x", color=FAINT, linewidth=0.6)
     axes.set_axisbelow(True)
-    if limits is not None:
-        axes.set_xlim(*limits)
+    axes.set_xlim(*limits)
     return _svg(figure, key, title, description)
 
 
