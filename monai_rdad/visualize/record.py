@@ -35,6 +35,20 @@ from monai_rdad.visualize.sheet import Case
 __all__ = ["Record", "Score", "choose", "errors", "read_metrics", "read_record", "sample_key", "write_record"]
 
 RECORD, CASES, CALIBRATION = "evaluation.json", "cases", "calibration.json"
+CONTENT: tuple[str, ...] = (
+    "title",
+    "data",
+    "split",
+    "created",
+    "device",
+    "commands",
+    "notes",
+    "settings",
+    "software",
+    "hashes",
+    "scale",
+)
+CONTENT += ("calibrated", "alpha", "area_alpha", "threshold", "strata", "cases")
 ERRORS = 2 / 3  # of the gallery; the rest is a random sample
 
 
@@ -159,7 +173,7 @@ def write_record(folder: str | os.PathLike[str], cases: Sequence[Case], content:
     Args:
         folder: of the evaluation.
         cases: for the gallery.
-        content: values that JSON can hold; "cases" is added.
+        content: the values of :data:`CONTENT` but "cases", which is added.
     """
     from PIL import Image
 
@@ -206,6 +220,9 @@ def read_record(folder: str | os.PathLike[str]) -> Record:
     place = Path(folder)
     content = _read_json(place / RECORD)
     try:
+        absent = [name for name in CONTENT if name not in content]
+        if absent:
+            raise ValueError(f"{RECORD} lacks {', '.join(absent)}")
         scores = _read_scores(place / "scores.csv")
         known = {s.name for s in scores}
         missing = [e["name"] for e in content["cases"] if e["name"] not in known]

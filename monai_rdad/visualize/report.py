@@ -69,14 +69,14 @@ def evaluation_report(folder: str | os.PathLike[str], out: str | os.PathLike[str
     ]
     n, abnormal = len(record.scores), sum(score.label for score in record.scores)
     groups = len({score.group for score in record.scores})
-    data = f"Data “{record.content['data']}”, split" if record.content["data"] is not None else "Split"
+    data = "" if record.content["data"] is None else f" on {record.content['data']}"
     lead = (
-        f"{data} “{record.content['split']}”: {n} images of {groups} groups (patients, scans), {n - abnormal} normal "
+        f"Split “{record.content['split']}”: {n} images of {groups} groups (patients, scans), {n - abnormal} normal "
         f"and {abnormal} abnormal. The detector was trained on normal images only."
     )
     write_page(
         path,
-        str(record.content["title"]),
+        f"{record.content['title']}{data}",
         paragraph(lead) + "".join(paragraph(note) for note in record.content["notes"]),
         sections,
         "gallery.js" if record.content["cases"] else "",

@@ -188,6 +188,7 @@ def test_the_page_is_made_anew_by_command(evaluated: Path, tmp_path: Path, capsy
     [
         (lambda f: (f / "evaluation.json").unlink(), "There is no .*evaluation.json. Evaluate first"),
         (lambda f: (f / "scores.csv").unlink(), "scores.csv"),
+        (lambda f: (f / "evaluation.json").write_text('{"title": "x", "cases": []}'), "lacks data, split"),
         (lambda f: (f / "metrics.json").write_text("{"), "metrics.json is not JSON"),
         (lambda f: (f / "scores.csv").write_text("name,score\na,1\n"), "cannot be read as an evaluation"),
         (lambda f: (f / "scores.csv").write_text("name,group,label,score,p_value\n"), "no row"),
