@@ -19,8 +19,8 @@ from monai_rdad.visualize.page import (
     Section,
     definitions,
     figure_grid,
+    figure_label,
     interval,
-    metric_label,
     metric_names,
     number,
     paragraph,
@@ -218,13 +218,13 @@ def _figures(benchmark: _Benchmark) -> str:
                 cells = (_cell(benchmark, data, metric, method) for metric in benchmark.metrics)
                 size = f"{mine[0].images} ({mine[0].abnormal}), {mine[0].groups} groups"
                 rows.append((data, method, size, *cells))
-    head = ("Data set", "Method", "Images (abnormal)", *map(metric_label, benchmark.metrics))
+    head = ("Data set", "Method", "Images (abnormal)", *map(figure_label, benchmark.metrics))
     words = "Mean over the seeds (their range) [95 % interval, bootstrap over the groups of the test images]"
     text = table(head, rows, words, words=2)
     text += paragraph(
         "The range tells what another training would give, the interval what other test images would.", "note"
     )
-    if any("oracle" in metric_label(metric) for metric in benchmark.metrics):
+    if any("oracle" in figure_label(metric) for metric in benchmark.metrics):
         text += paragraph("Oracle: the threshold was chosen by looking at the labels of the test images.", "note")
     return text
 
@@ -242,9 +242,9 @@ def _plots(benchmark: _Benchmark) -> str:
             if not rows:
                 continue
             told = "; ".join(f"{method}: {_cell(benchmark, data, metric, method)}" for method in rows)
-            label, reference = metric_label(metric), CHANCE.get(metric)
+            label, reference = figure_label(metric), CHANCE.get(metric)
             figures.append((interval_plot(f"plot-{m}-{d}", data, rows, label, reference, (-0.02, 1.02), told), ""))
-        text += _group(metric_label(metric), figures)
+        text += _group(figure_label(metric), figures)
     if text:
         text += paragraph(
             "Each dot is a seed with its 95 % interval, a diamond the mean over several seeds. Dashed: chance.", "note"
@@ -281,7 +281,7 @@ def _differences(benchmark: _Benchmark) -> str:
             for row in mine
         ]
         head = ("Data set", "Pair", "Difference", "95 % interval", "p", "p (Holm)", "Test", "Images", "Seeds")
-        label = metric_label(metric)
+        label = figure_label(metric)
         text += _group(label, figures) + table(head, cells, f"{label}: all pairs; * p < {LEVEL}", words=2)
     return text
 
@@ -295,7 +295,7 @@ def _ranks(benchmark: _Benchmark) -> str:
         words = [f"Over {sets} data sets." if sets else ""]
         if math.isfinite(p_value):
             words.append(f"Friedman's test that all methods are alike: p = {_p_value(p_value)}.")
-        figures.append((rank_plot(f"rank-{m}", metric_label(metric), means, len(means), told), " ".join(words)))
+        figures.append((rank_plot(f"rank-{m}", figure_label(metric), means, len(means), told), " ".join(words)))
     return figure_grid(*figures)
 
 

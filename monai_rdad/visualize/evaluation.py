@@ -4,10 +4,7 @@
 from __future__ import annotations
 
 import math
-import multiprocessing
 import os
-import shlex
-import sys
 from bisect import insort
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
@@ -23,7 +20,7 @@ from monai.utils.type_conversion import convert_to_tensor
 from monai_rdad.data import manifest_hash, manifest_title
 from monai_rdad.handlers.anomaly_metrics import AnomalyMetrics
 from monai_rdad.handlers.mlflow import AnomalyMLFlow, software_versions
-from monai_rdad.utils import file_sha256
+from monai_rdad.utils import command_line, file_sha256
 from monai_rdad.visualize.record import Score, choose, sample_key, write_record
 from monai_rdad.visualize.reduce import color_scale, fit_map, fit_mask, fit_picture
 from monai_rdad.visualize.report import evaluation_report
@@ -58,7 +55,7 @@ class EvaluationReport:
         settings: of the training, its seed among them, for the page.
         manifest: its title and its SHA-256 go onto the page.
         weights: file of the trained network; its SHA-256 goes onto the page.
-        commands: that led to the result; None for the command of this process, none for a worker process.
+        commands: that led to the result; None for the command of this process.
         notes: sentences for below the page's title.
         cases: largest number of cases on the page.
         scale: values of the maps that are transparent and brightest; None for the median and the 99.9th percentile of
@@ -194,7 +191,7 @@ class EvaluationReport:
             "split": self.split,
             "created": datetime.now(timezone.utc).isoformat(" ", "seconds"),
             "device": str(engine.state.device),
-            "commands": _own_command() if self.commands is None else list(self.commands),
+            "commands": [command_line()] if self.commands is None else list(self.commands),
             "notes": list(self.notes),
             "settings": {name: str(value) for name, value in self.settings.items()},
             "software": {name: str(value) for name, value in software_versions().items()},
@@ -225,19 +222,6 @@ class _Lowest:
     def add(self, key: Any, case: Case) -> None:
         insort(self._entries, (key, case), key=itemgetter(0))
         del self._entries[self.size :]
-
-
-def _own_command() -> list[str]:
-    """The command of this process, as it can be given to a shell again; that of a worker process says nothing."""
-    if multiprocessing.parent_process() is not None:
-        return []
-    program, *arguments = sys.orig_argv
-
-    def quoted(text: str) -> str:
-        # lists for the configuration parser hold single quotes, which shlex makes unreadable
-        return f'"{text}"' if "'" in text and not set(text) & set('"$`\\!') else shlex.quote(text)
-
-    return [" ".join([Path(program).name, *map(quoted, arguments)])]
 
 
 def _case(

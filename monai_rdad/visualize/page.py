@@ -22,7 +22,7 @@ __all__ = [
     "definitions",
     "figure_grid",
     "interval",
-    "metric_label",
+    "figure_label",
     "metric_names",
     "number",
     "paragraph",
@@ -192,7 +192,7 @@ def interval(low: float | None, high: float | None) -> str:
     return f"{number(low)} to {number(high)}"
 
 
-def metric_label(name: str) -> str:
+def figure_label(name: str) -> str:
     """A metric's name for people; that of a calibrated decision holds its nominal rate."""
     for prefix, text in DECISIONS.items():
         if name.startswith(prefix) and name not in LABELS:

@@ -22,8 +22,8 @@ from monai_rdad.visualize.page import (
     Section,
     definitions,
     figure_grid,
+    figure_label,
     interval,
-    metric_label,
     metric_names,
     number,
     paragraph,
@@ -130,7 +130,7 @@ def _figures(record: Record) -> str:
         count = _count(name, metrics)
         rows.append(
             (
-                metric_label(name),
+                figure_label(name),
                 number(metrics[name]),
                 interval(low, high),
                 _range(metrics[name], low, high),
@@ -138,7 +138,7 @@ def _figures(record: Record) -> str:
             )
         )
     remarks = ["Intervals: bootstrap over groups (patients, scans), normal and abnormal ones apart."]
-    if any("oracle" in metric_label(name) for name in names):
+    if any("oracle" in figure_label(name) for name in names):
         remarks.append(
             "Oracle: the threshold was chosen by looking at the labels of these very images. Such figures are upper "
             "bounds, not what a user would get."

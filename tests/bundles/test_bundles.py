@@ -36,29 +36,6 @@ TINY |= {"encoder_lr": 0.001, "momentum": 0.5}  # so that a momentum encoder mov
 
 
 @pytest.fixture(scope="session")
-def tiny_set(tmp_path_factory) -> Path:
-    """A data set of phantoms, small in number and size."""
-    folder = tmp_path_factory.mktemp("tiny")
-    manifest: dict[str, list[dict]] = {}
-    index = 0
-    for split, count, abnormal in (("training", 6, 0), ("validation", 2, 1), ("calibration", 1, 0), ("testing", 5, 3)):
-        manifest[split] = []
-        for i in range(count):
-            image, mask = phantom_slice(np.random.default_rng(index), lesion=i < abnormal, size=80)
-            name = f"{split}/{i}.png"
-            (folder / split).mkdir(exist_ok=True)
-            Image.fromarray(image).save(folder / name)
-            item = {"image": name, "label": int(i < abnormal), "group": f"subject{index}"}
-            if i < abnormal:
-                item["mask"] = f"{split}/{i}_mask.png"
-                Image.fromarray(mask * 255).save(folder / item["mask"])
-            manifest[split].append(item)
-            index += 1
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    return folder
-
-
-@pytest.fixture(scope="session")
 def volume(tmp_path_factory) -> Path:
     """A NIfTI volume whose axes are permuted, flipped and oblique."""
     rng = np.random.default_rng(0)

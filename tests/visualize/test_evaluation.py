@@ -2,8 +2,6 @@
 from __future__ import annotations
 
 import json
-import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ from torch import nn
 
 from monai_rdad.data import manifest_hash
 from monai_rdad.handlers import AnomalyMetrics
-from monai_rdad.utils import file_sha256
+from monai_rdad.utils import command_line, file_sha256
 from monai_rdad.visualize import EvaluationReport, evaluation
 from monai_rdad.visualize.sheet import Case
 
@@ -114,16 +112,7 @@ def test_provenance(tmp_path: Path) -> None:
         manifest_hash(tmp_path / "manifest.json"),
     }
     assert content["software"]["torch"] == torch.__version__.split("+")[0] or content["software"]["torch"]
-    (command,) = content["commands"]  # of this very process
-    assert command.split()[0] == Path(sys.orig_argv[0]).name and "pytest" in command
-
-
-def test_command_can_be_given_to_a_shell_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    arguments = ["run", "--config_file", "['a b.yaml','c']", "--x", "a'\"$b", "--y", "", "plain"]
-    monkeypatch.setattr(sys, "orig_argv", ["/usr/bin/python3", "-m", "monai.bundle", *arguments])
-    (command,) = evaluation._own_command()
-    assert shlex.split(command) == ["python3", "-m", "monai.bundle", *arguments]
-    assert "\"['a b.yaml','c']\"" in command
+    assert content["commands"] == [command_line()]
 
 
 def test_refuses(tmp_path: Path) -> None:
