@@ -84,7 +84,7 @@ def add_parser(groups: Any) -> None:
         "evaluate",
         _evaluate,
         "figures of a trained method on labelled images",
-        "Writes result.html, metrics.json, scores.csv and sheet.png. Shown are the main figures with their 95 % "
+        "Writes report.html, metrics.json, scores.csv and sheet.png. Shown are the main figures with their 95 % "
         "intervals, bootstrapped by patient." + _DETAILS,
         """
         monai-rdad evaluate scrd --data /data/mine --out runs/mine
@@ -185,7 +185,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     print(f"{run.name}: {run.get('split')} of {run.get('manifest')} ({_counts(run.metrics)})")
     _print_figures(run.metrics)
     _print_files(
-        Path(run.get("output_dir")), "result.html", "metrics.json", "scores.csv", "sheet.png", "prototypes.png"
+        Path(run.get("output_dir")), "report.html", "metrics.json", "scores.csv", "sheet.png", "prototypes.png"
     )
     return None
 

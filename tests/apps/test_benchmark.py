@@ -200,7 +200,7 @@ def test_weights_go_where_they_are_not_wanted(finished, tmp_path):
     run = replace(finished.runs()[0], folder=tmp_path / "seed0")
     execute(run, replace(CONTEXT, keep_models=False))
     assert [p.name for p in (run.folder / "models").iterdir()] == ["model.json"]
-    assert run.state() == "done" and (run.folder / "eval" / "result.html").is_file()
+    assert run.state() == "done" and (run.folder / "eval" / "report.html").is_file()
 
 
 @pytest.mark.slow

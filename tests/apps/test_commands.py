@@ -76,7 +76,7 @@ def test_the_page_names_the_command_that_was_given(run, tiny_set, tmp_path, monk
     monkeypatch.setattr("sys.argv", ["/bin/monai-rdad", *arguments])
     monkeypatch.setattr("__main__.__spec__", None)
     assert main(arguments) == 0
-    assert f"<pre>monai-rdad {shlex.join(arguments)}</pre>" in (tmp_path / "result.html").read_text()
+    assert f"<pre>monai-rdad {shlex.join(arguments)}</pre>" in (tmp_path / "report.html").read_text("utf-8")
 
 
 def test_a_few_shot_method(tmp_path, tiny_set, capsys):

@@ -116,8 +116,8 @@ def test_evaluation_uses_the_testing_split_and_its_figures_hold(trained):
     assert metrics["image_auroc"] == pytest.approx(expected)
     assert metrics["n_images"] == 5 and 0 <= metrics["aupro_0.3"] <= 1
     assert metrics["image_auroc_ci_low"] <= expected <= metrics["image_auroc_ci_high"]
-    page = (root / "eval" / "result.html").read_text()
-    assert "<img" in page and "http" not in page.split("<img")[1].split(">")[0]
+    page = (root / "eval" / "report.html").read_text(encoding="utf-8")
+    assert page.count("<article") == 5 and "http://" not in page and "https://" not in page
     assert Image.open(root / "eval" / "sheet.png").size[0] > 300
 
 
