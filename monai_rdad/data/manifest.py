@@ -25,7 +25,15 @@ from typing import Any, Literal
 from monai_rdad.data.probe import content_digest, content_size, probe, same_size
 from monai_rdad.formats import dicom_files, file_kind
 
-__all__ = ["SPLITS", "ManifestError", "list_inputs", "load_manifest", "manifest_hash", "split_by_group"]
+__all__ = [
+    "SPLITS",
+    "ManifestError",
+    "data_record",
+    "list_inputs",
+    "load_manifest",
+    "manifest_hash",
+    "split_by_group",
+]
 
 Item = dict[str, Any]
 PathLike = str | os.PathLike[str]
@@ -90,6 +98,30 @@ def manifest_hash(manifest: PathLike) -> str:
         return hashlib.sha256(Path(manifest).expanduser().read_bytes()).hexdigest()
     except OSError as error:
         raise ManifestError(f"{manifest}: cannot be read ({error.strerror}). Check the path.") from error
+
+
+def data_record(manifest: PathLike, dataset_dir: PathLike, tasks: Mapping[str, PathLike] | None = None) -> Item:
+    """What a training has to say of its data: where they lie, and the hash by which they are known elsewhere.
+
+    Args:
+        manifest: of the data set.
+        dataset_dir: folder that its paths are relative to.
+        tasks: name and manifest of each task of a few-shot training.
+
+    Returns:
+        "manifest" and "dataset_dir" (absolute), "manifest_sha256", and "tasks", name -> SHA-256, if there are any.
+
+    Raises:
+        ManifestError: a manifest cannot be read.
+    """
+    record: Item = {
+        "manifest": str(Path(manifest).expanduser().absolute()),
+        "dataset_dir": str(Path(dataset_dir).expanduser().absolute()),
+        "manifest_sha256": manifest_hash(manifest),
+    }
+    if tasks:
+        record["tasks"] = {name: manifest_hash(path) for name, path in tasks.items()}
+    return record
 
 
 def list_inputs(path: PathLike, on_error: Literal["raise", "skip"] = "raise") -> list[Item]:

@@ -7,33 +7,34 @@ from typing import Tuple  # noqa: UP035
 import torch
 from torch import Tensor, nn
 
+from monai_rdad.transforms.intensity.array import round_to_bytes
 from monai_rdad.transforms.score.array import ScoreReduction, reduce_map
 
 __all__ = ["Detector", "resize", "resize_matrix"]
 
 
 def resize_matrix(size_out: int, size_in: int, device: torch.device) -> Tensor:
-    """Float32 matrix (size_out, size_in) of linear interpolation with anti-aliasing along one axis.
+    """Float64 matrix (size_out, size_in) of linear interpolation with anti-aliasing along one axis.
 
     The same weights as ``torch.nn.functional.interpolate(mode="bilinear", antialias=True, align_corners=False)``.
     """
-    # float64 until the end: a position in a large image takes too many digits of a float32.
-    # The scale is a tensor, because an exported graph has no Python number for a size that varies.
+    # a tensor, because an exported graph has no Python number for a size that varies
     scale = torch.ones(1, 1, dtype=torch.float64, device=device) * size_in / size_out
     centres = (torch.arange(size_out, dtype=torch.float64, device=device)[:, None] + 0.5) * scale
     positions = torch.arange(size_in, dtype=torch.float64, device=device)[None] + 0.5
     weights = (1 - (positions - centres).abs() / scale.clamp_min(1.0)).clamp_min(0.0)
-    return (weights / weights.sum(1, keepdim=True)).float()
+    return weights / weights.sum(1, keepdim=True)
 
 
 def resize(image: Tensor, height: int, width: int) -> Tensor:
     """Image (B, C, H, W) at another size, as :class:`~monai_rdad.transforms.ResizeInPlane` does it.
 
-    Two matrix products instead of the operator: every runtime has them, and few have the operator's anti-aliasing.
+    Two matrix products instead of the operator: every runtime has them, and few have the operator's anti-aliasing. In
+    float64 in between, as there: one value that is rounded to another byte changes a map by some thousandths.
     """
     rows = resize_matrix(height, image.shape[2], image.device)
     columns = resize_matrix(width, image.shape[3], image.device)
-    return rows @ image @ columns.T
+    return (rows @ image.double() @ columns.T).float()
 
 
 class Detector(nn.Module):
@@ -70,7 +71,7 @@ class Detector(nn.Module):
             - score, float32 (B,);
             - the map as the network made it, float32 (B, 1, size, size), from which score and decisions are computed.
         """
-        prepared = (resize(image, self.size, self.size) * 255).round().clamp(0, 255) / 255
+        prepared = round_to_bytes(resize(image, self.size, self.size)) / 255
         model_map = self.network(prepared)
         score = reduce_map(model_map.flatten(1), self.mode, self.count)
         return resize(model_map, image.shape[2], image.shape[3]), score, model_map
