@@ -44,9 +44,11 @@ def add_parser(groups: Any) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> None:
-    from monai_rdad.apps.exporting import Images, check_dependencies, export_detector
+    from monai_rdad.apps.export_files import check_dependencies
 
     check_dependencies(arguments.format)
+    from monai_rdad.apps.exporting import Images, export_detector
+
     images = Images.find(
         arguments.method,
         arguments.ckpt_dir,

@@ -21,9 +21,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch.nn.functional import interpolate
 
-from monai_rdad.apps import exporting
+from monai_rdad.apps import export_files, exporting
 from monai_rdad.apps.bundle import method_names, open_bundle, run_bundle
 from monai_rdad.apps.cli import main
+from monai_rdad.apps.trained_bundle import TrainedBundle
 from monai_rdad.data.phantoms import phantom_slice
 from monai_rdad.handlers import Calibration, load_calibration
 from monai_rdad.handlers.trained import save_trained
@@ -133,7 +134,7 @@ def test_both_formats_are_the_bundle(
     scripted = torch.jit.load(out / "model.ts")
     size = metadata["size"]
     # sizes and batches that neither the trace nor the verification had; the same by the usual operators
-    network = exporting._Bundle(bundle, [], tmp_path, tmp_path / "models", None).network if bundle != "d24fad" else None
+    network = TrainedBundle(bundle, [], tmp_path, tmp_path / "models", None).network if bundle != "d24fad" else None
     for shape in ((3, 1, 50, 111), (1, 1, 200, 70)):
         image = torch.rand(shape, generator=torch.Generator().manual_seed(1))
         found = session.run(None, {"image": image.numpy()})
@@ -207,7 +208,7 @@ def test_a_file_that_differs_is_not_kept(
     arguments = ["export", "rd4ad", "--ckpt-dir", str(rd4ad / "models"), "--format", "torchscript", "--out"]
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "model.ts").write_bytes(b"before")
-    monkeypatch.setattr(exporting._Bundle, "detector", lambda self: Detector(self.network, self.size, "max").eval())
+    monkeypatch.setattr(TrainedBundle, "detector", lambda self: Detector(self.network, self.size, "max").eval())
     for name, left in (("new", []), ("old", ["model.ts"])):
         assert main([*arguments, str(tmp_path / name)]) == 1
         captured = capsys.readouterr()
@@ -220,7 +221,7 @@ def test_a_file_that_differs_is_not_kept(
 def test_missing_libraries_are_one_line(
     rd4ad: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(exporting, "find_spec", lambda name: None if name == "onnxscript" else object())
+    monkeypatch.setattr(export_files, "find_spec", lambda name: None if name == "onnxscript" else object())
     arguments = ["export", "rd4ad", "--ckpt-dir", str(rd4ad / "models"), "--out", str(tmp_path / "out")]
     assert main(arguments) == 1
     expected = "monai-rdad: ONNX needs onnxscript: pip install onnx onnxscript onnxruntime\n"
