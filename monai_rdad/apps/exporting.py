@@ -124,7 +124,7 @@ def export_detector(
     with tempfile.TemporaryDirectory() as temporary, ExitStack() as stack:
         bundle = TrainedBundle(method, images.items, Path(temporary), ckpt_dir, support)
         detector = bundle.detector()
-        paths = {name: stack.enter_context(atomic_path(folder / FORMATS[name].file)) for name in formats}
+        paths = {name: stack.enter_context(atomic_path(folder / FORMATS[name].file)) for name in dict.fromkeys(formats)}
         summary = stack.enter_context(atomic_path(folder / "verification.json"))
         rows: list[dict[str, Any]] = []
         for name, path in paths.items():
@@ -210,9 +210,10 @@ def _apply(run: Runner, image: MetaTensor, bundle: TrainedBundle) -> tuple[Array
 
 
 def _pictures(expected: Sequence[Expected]) -> list[torch.Tensor]:
-    """A few images (C, H, W), of a volume its middle slice."""
+    """A few images (C, H, W), at least two, of a volume its middle slice."""
     images = [plain(entry.image) for entry in expected[:BATCH]]
-    return [image if image.ndim == 3 else image[..., image.shape[-1] // 2] for image in images]
+    pictures = [image if image.ndim == 3 else image[..., image.shape[-1] // 2] for image in images]
+    return pictures if len(pictures) > 1 else [*pictures, pictures[0].flip(2)]
 
 
 def _sizes(picture: torch.Tensor, size: int) -> list[tuple[int, int]]:

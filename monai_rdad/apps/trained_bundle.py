@@ -187,11 +187,14 @@ class TrainedBundle:
         if "calibration" in self.parser and self.get("calibration") is not None:
             calibration = json.loads((self.ckpt_dir / CALIBRATION).read_text(encoding="utf-8"))
         record = load_data_record(self.ckpt_dir)
+        settings = dict(self.settings)
+        if os.sep in str(settings.get("weights")):  # where a file lies is nobody's business
+            settings["weights"] = Path(settings["weights"]).name
         names = {"manifest": Path(record["manifest"]).name} if record else {}
         content = {
             "format": FORMAT,
             "method": self.settings["method"],
-            "settings": self.settings,
+            "settings": settings,
             "version": monai_rdad.__version__,
             "commit": git_commit(),
             "torch": str(torch.__version__),
