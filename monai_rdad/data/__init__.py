@@ -6,7 +6,16 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .manifest import SPLITS, ManifestError, list_inputs, load_manifest, manifest_hash, manifest_title, split_by_group
+from .manifest import (
+    SPLITS,
+    ManifestError,
+    data_record,
+    list_inputs,
+    load_manifest,
+    manifest_hash,
+    manifest_title,
+    split_by_group,
+)
 
 if TYPE_CHECKING:
     from .episodes import (
@@ -27,6 +36,7 @@ __all__ = [
     "EpisodeDataset",
     "EpisodeSampler",
     "ManifestError",
+    "data_record",
     "draw_support",
     "file_hashes",
     "list_inputs",

@@ -28,6 +28,7 @@ from monai_rdad.formats import dicom_files, file_kind
 __all__ = [
     "SPLITS",
     "ManifestError",
+    "data_record",
     "list_inputs",
     "load_manifest",
     "manifest_hash",
@@ -113,6 +114,30 @@ def manifest_title(manifest: PathLike) -> str:
         raise ManifestError(f"{manifest}: cannot be read ({error}). Check the path.") from error
     title = content.get("title") if isinstance(content, dict) else None
     return title if isinstance(title, str) else path.parent.name
+
+
+def data_record(manifest: PathLike, dataset_dir: PathLike, tasks: Mapping[str, PathLike] | None = None) -> Item:
+    """What a training has to say of its data: where they lie, and the hash by which they are known elsewhere.
+
+    Args:
+        manifest: of the data set.
+        dataset_dir: folder that its paths are relative to.
+        tasks: name and manifest of each task of a few-shot training.
+
+    Returns:
+        "manifest" and "dataset_dir" (absolute), "manifest_sha256", and "tasks", name -> SHA-256, if there are any.
+
+    Raises:
+        ManifestError: a manifest cannot be read.
+    """
+    record: Item = {
+        "manifest": str(Path(manifest).expanduser().absolute()),
+        "dataset_dir": str(Path(dataset_dir).expanduser().absolute()),
+        "manifest_sha256": manifest_hash(manifest),
+    }
+    if tasks:
+        record["tasks"] = {name: manifest_hash(path) for name, path in tasks.items()}
+    return record
 
 
 def list_inputs(path: PathLike, on_error: Literal["raise", "skip"] = "raise") -> list[Item]:
