@@ -20,20 +20,28 @@ from monai.data import MetaTensor
 from monai.engines.utils import IterationEvents
 from monai.transforms import Orientation
 from monai.utils.type_conversion import convert_to_tensor
-from nibabel.orientations import aff2axcodes, io_orientation
+from nibabel.orientations import aff2axcodes
 from numpy.typing import NDArray
 
 from monai_rdad.formats import DICOM_SUFFIXES, NIFTI_SUFFIXES, PICTURE_SUFFIXES, file_kind
 from monai_rdad.handlers.calibration import Calibration
-from monai_rdad.metrics import find_lesions, is_abnormal
+from monai_rdad.metrics import is_abnormal
 from monai_rdad.transforms.io.array import SLICE_AXCODES, VIEW_AXCODES
 from monai_rdad.transforms.slices.array import through_slices
 from monai_rdad.utils import atomic_path
 from monai_rdad.visualize.dicom import require_highdicom, write_dicom_map, write_dicom_segmentation
 from monai_rdad.visualize.overlay import overlay
 from monai_rdad.visualize.reduce import color_scale, fit_map, fit_picture
+from monai_rdad.visualize.volume import (
+    LesionRow,
+    SliceRow,
+    lesion_rows,
+    slice_indices,
+    volume_record,
+    write_nifti,
+)
 
-__all__ = ["LesionRow", "PredictionWriter", "ScoreRow", "SliceRow", "file_stem", "read_map"]
+__all__ = ["PredictionWriter", "ScoreRow", "file_stem", "read_map"]
 
 logger = logging.getLogger(__name__)
 
@@ -77,47 +85,6 @@ class ScoreRow(NamedTuple):
     max_value: float | str
     map: str
     overlay: str
-
-
-class SliceRow(NamedTuple):
-    """One row of slices.csv: a slice of a volume.
-
-    Attributes:
-        name: of the input.
-        slice: index into the input's own array, along its axis that is closest to the one across the slices.
-        score: reduced from the slice's map; empty for a slice without enough foreground, which was left out.
-    """
-
-    name: str
-    slice: int
-    score: float | str
-
-
-class LesionRow(NamedTuple):
-    """One row of lesions.csv: a connected part of a volume's map above the threshold.
-
-    Attributes:
-        name: of the input.
-        lesion: its number in the input, from 1, that with the highest peak first.
-        x_mm: of its centre, towards the patient's right, in the input's world coordinates (RAS+, as in NIfTI; DICOM
-            counts x and y the other way).
-        y_mm: towards the front.
-        z_mm: towards the head.
-        volume_ml: its volume in millilitres.
-        peak: largest value of the map in it.
-        slice: that the largest value is in, counted as in slices.csv.
-        voxels: their number.
-    """
-
-    name: str
-    lesion: int
-    x_mm: float
-    y_mm: float
-    z_mm: float
-    volume_ml: float
-    peak: float
-    slice: int
-    voxels: int
 
 
 class _Result(NamedTuple):
@@ -297,7 +264,7 @@ class PredictionWriter:
             tiles = [_Tile(fit_picture(image, EDGE), fit_map(pred[0], EDGE), "")]
         elif isinstance(pred, MetaTensor):
             path = self.output_dir / f"{stem}_map.nii.gz"
-            _write_nifti(path, values, np.asarray(pred.affine), source)
+            write_nifti(path, values, np.asarray(pred.affine), source)
             width, height, depth = values.shape
             tiles = self._tiles(image, pred, result.slices)
             if result.slices:
@@ -326,27 +293,15 @@ class PredictionWriter:
         threshold: float,
     ) -> int | str:
         """Slices and lesions of a volume, for the tables and as JSON; the slice with the highest score."""
-        index = _slice_indices(affine, self.axis, len(result.slices))
+        index = slice_indices(affine, self.axis, len(result.slices))
         slices = sorted(SliceRow(name, k, score) for k, score in zip(index, result.slices, strict=True))
-        across = _axis_across(affine, self.axis)[0]
-        lesions = [
-            LesionRow(name, i, f.x, f.y, f.z, f.volume_ml, f.peak, f.peak_voxel[across], f.voxels)
-            for i, f in enumerate(find_lesions(values, affine, threshold), 1)
-        ]
+        lesions = lesion_rows(name, values, affine, self.axis, threshold)
         self._slices += slices
         self._lesions += lesions
-        content = {
-            "name": name,
-            "score": result.score,
-            "p_value": None if result.p_value == "" else result.p_value,
-            "abnormal": None if result.abnormal == "" else bool(result.abnormal),
-            "area": None if result.area == "" else result.area,
-            "space": "RAS",
-            "axis": self.axis,
-            "threshold": threshold if math.isfinite(threshold) else None,
-            "slices": [{"slice": s.slice, "score": None if s.score == "" else s.score} for s in slices],
-            "lesions": [{k: v for k, v in row._asdict().items() if k != "name"} for row in lesions],
-        }
+        content = volume_record(slices, lesions, self.axis, threshold)
+        content |= {"name": name, "score": result.score}
+        decision = {"p_value": result.p_value, "abnormal": result.abnormal, "area": result.area}
+        content |= {key: None if value == "" else value for key, value in decision.items()}
         with atomic_path(self.output_dir / f"{stem}_volume.json") as path:
             path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         scored = [(float(row.score), row.slice) for row in slices if row.score != ""]
@@ -376,7 +331,7 @@ class PredictionWriter:
         spacing = [float(step) for step in turned.pixdim[:2]]
         planes = convert_to_tensor(turned, dtype=torch.float32, track_meta=False)[0]
         pictures = convert_to_tensor(turn(image), dtype=torch.float32, track_meta=False)
-        index = _slice_indices(affine, self.axis, planes.shape[-1])
+        index = slice_indices(affine, self.axis, planes.shape[-1])
         known = [-math.inf if score == "" else float(score) for score in scores] or [0.0]
         best = sorted(sorted(range(len(known)), key=lambda k: -known[k])[:SLICES])
         edge = EDGE // COLUMNS if len(best) > 1 else EDGE
@@ -431,38 +386,6 @@ def read_map(path: str | os.PathLike[str]) -> NDArray[np.float32]:
         if TEXT_KEY not in image.info:
             raise ValueError(f"{path}: no '{TEXT_KEY}' in it, so it is no map of PredictionWriter.")
         return np.asarray(image, dtype=np.float32) * (float(image.info[TEXT_KEY]) / 65535)
-
-
-def _axis_across(affine: NDArray[np.float64], axis: int) -> tuple[int, int]:
-    """The array's axis that is closest to an axis of the body, and 1 if both grow the same way, else -1."""
-    orientation = io_orientation(affine)
-    k = int(np.flatnonzero(orientation[:, 0] == axis)[0])
-    return k, int(orientation[k, 1])
-
-
-def _slice_indices(affine: NDArray[np.float64], axis: int, count: int) -> list[int]:
-    """Per slice of the view its index in the input, whose axis may count the other way."""
-    order = list(range(count))
-    return order if _axis_across(affine, axis)[1] > 0 else order[::-1]
-
-
-def _write_nifti(path: Path, values: NDArray[np.float32], affine: NDArray[np.float64], source: str) -> None:
-    """The map in its input's frame of reference: sform and qform have the input's codes, for DICOM the scanner's."""
-    import nibabel
-
-    image: Any = nibabel.Nifti1Image(values, affine)
-    image.header.set_xyzt_units("mm")
-    if source and file_kind(source) == "nifti":
-        header: Any = nibabel.load(source).header
-        sform, qform = int(header["sform_code"]), int(header["qform_code"])
-        if sform or qform:
-            image.set_qform(header.get_qform(), qform)
-            image.set_sform(header.get_sform(), sform)
-    else:
-        image.set_qform(affine, "scanner")
-        image.set_sform(affine, "scanner")
-    with atomic_path(path) as temporary:
-        nibabel.save(image, temporary)
 
 
 def _draw(picture: _Picture, vmin: float, vmax: float) -> None:
