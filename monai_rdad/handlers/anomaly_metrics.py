@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import logging
 import math
@@ -32,7 +31,7 @@ from monai_rdad.metrics import (
     resampled_intervals,
 )
 from monai_rdad.transforms.slices.array import through_slices
-from monai_rdad.utils import atomic_path
+from monai_rdad.utils import atomic_path, write_csv
 
 __all__ = ["AnomalyMetrics", "ImageScore", "SliceScore"]
 
@@ -165,10 +164,10 @@ class AnomalyMetrics:
           methods are compared pair by pair;
         - ``metrics.json``: all figures, null for those that do not exist. It comes last.
         """
-        _write_csv(os.path.join(output_dir, "scores.csv"), ImageScore._fields, self.scores)
+        write_csv(os.path.join(output_dir, "scores.csv"), ImageScore._fields, self.scores)
         Path(output_dir, "slices.csv").unlink(missing_ok=True)  # of an earlier evaluation
         if self._slices:
-            _write_csv(os.path.join(output_dir, "slices.csv"), SliceScore._fields, sorted(self._slices))
+            write_csv(os.path.join(output_dir, "slices.csv"), SliceScore._fields, sorted(self._slices))
         Path(output_dir, "pixel_resamples.npz").unlink(missing_ok=True)
         if self._resampled:
             with atomic_path(os.path.join(output_dir, "pixel_resamples.npz")) as path:
@@ -359,13 +358,6 @@ class AnomalyMetrics:
                 interval = "" if low is None else f" [{low:.3f}, {high:.3f}]"
                 parts.append(f"{name} {self._metrics[name]:.3f}{interval}")
         return ", ".join(parts)
-
-
-def _write_csv(path: str, fields: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(fields)
-        writer.writerows(rows)
 
 
 def _column(batch: dict[str, Any], key: str, size: int) -> list[Any] | None:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import logging
 import math
@@ -11,7 +10,7 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -28,18 +27,11 @@ from monai_rdad.handlers.calibration import Calibration
 from monai_rdad.metrics import is_abnormal
 from monai_rdad.transforms.io.array import SLICE_AXCODES, VIEW_AXCODES
 from monai_rdad.transforms.slices.array import through_slices
-from monai_rdad.utils import atomic_path
+from monai_rdad.utils import atomic_path, write_csv
 from monai_rdad.visualize.dicom import require_highdicom, write_dicom_map, write_dicom_segmentation
 from monai_rdad.visualize.overlay import overlay
 from monai_rdad.visualize.reduce import color_scale, fit_map, fit_picture
-from monai_rdad.visualize.volume import (
-    LesionRow,
-    SliceRow,
-    lesion_rows,
-    slice_indices,
-    volume_record,
-    write_nifti,
-)
+from monai_rdad.visualize.volume import LesionRow, SliceRow, lesion_rows, slice_indices, volume_record, write_nifti
 
 __all__ = ["PredictionWriter", "ScoreRow", "file_stem", "read_map"]
 
@@ -235,17 +227,11 @@ class PredictionWriter:
 
     def _completed(self, engine: Engine) -> None:
         self._draw_waiting()
-        self._write_csv("scores.csv", ScoreRow._fields, self._rows)
+        write_csv(self.output_dir / "scores.csv", ScoreRow._fields, self._rows)
         if self._slices:
-            self._write_csv("slices.csv", SliceRow._fields, self._slices)
-            self._write_csv("lesions.csv", LesionRow._fields, self._lesions)
+            write_csv(self.output_dir / "slices.csv", SliceRow._fields, self._slices)
+            write_csv(self.output_dir / "lesions.csv", LesionRow._fields, self._lesions)
         logger.info("%d inputs, scores in %s", len(self._rows), self.output_dir / "scores.csv")
-
-    def _write_csv(self, name: str, fields: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        with atomic_path(self.output_dir / name) as path, open(path, "w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(fields)
-            writer.writerows(rows)
 
     def _write(self, name: str, image: torch.Tensor, pred: torch.Tensor, result: _Result) -> None:
         values = convert_to_tensor(pred, dtype=torch.float32, device="cpu", track_meta=False)[0].numpy()
