@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import os
+import shlex
 import shutil
 import site
 import sys
@@ -17,7 +18,37 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-__all__ = ["atomic_path", "file_sha256", "installed_folder", "one_of", "root_cause", "show_root_cause", "write_csv"]
+__all__ = [
+    "atomic_path",
+    "command_line",
+    "file_sha256",
+    "installed_folder",
+    "one_of",
+    "root_cause",
+    "shell_words",
+    "show_root_cause",
+    "write_csv",
+]
+
+
+def command_line() -> str:
+    """The command that started this process, to be pasted into a shell."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    program = Path(sys.argv[0])
+    if spec is not None:
+        start = ["python", "-m", spec.name.removesuffix(".__main__")]
+    else:
+        start = ["python", str(program)] if program.suffix == ".py" else [program.name]
+    return shell_words([*start, *sys.argv[1:]])
+
+
+def shell_words(words: Sequence[str]) -> str:
+    """Words as one command line, in double quotes where that is enough: lists of file names have single ones."""
+    shown = []
+    for word in words:
+        quoted = shlex.quote(word)
+        shown.append(f'"{word}"' if quoted != word and "'" in word and not set(word) & set('"$`\\!') else quoted)
+    return " ".join(shown)
 
 
 def file_sha256(path: str | os.PathLike[str]) -> str:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,33 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip("no real images: set MONAI_RDAD_TEST_DATA to a folder of data sets")
     return folder.resolve()
+
+
+@pytest.fixture(scope="session")
+def tiny_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set of phantoms, small in number and size."""
+    from PIL import Image
+
+    from monai_rdad.data.phantoms import phantom_slice
+
+    folder = tmp_path_factory.mktemp("tiny")
+    manifest: dict[str, list[dict[str, Any]]] = {}
+    index = 0
+    for split, count, abnormal in (("training", 6, 0), ("validation", 2, 1), ("calibration", 1, 0), ("testing", 5, 3)):
+        manifest[split] = []
+        for i in range(count):
+            image, mask = phantom_slice(np.random.default_rng(index), lesion=i < abnormal, size=80)
+            name = f"{split}/{i}.png"
+            (folder / split).mkdir(exist_ok=True)
+            Image.fromarray(image).save(folder / name)
+            item = {"image": name, "label": int(i < abnormal), "group": f"subject{index}"}
+            if i < abnormal:
+                item["mask"] = f"{split}/{i}_mask.png"
+                Image.fromarray(mask * 255).save(folder / item["mask"])
+            manifest[split].append(item)
+            index += 1
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
 
 
 @pytest.fixture(scope="session")

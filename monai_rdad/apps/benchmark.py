@@ -26,11 +26,17 @@ _RECORD = "benchmark.json"
 
 def add_parser(groups: Any) -> None:
     """Add the command."""
-    parser = add_command(groups, "benchmark", _benchmark, "train and evaluate methods on data sets, with tables")
-    parser.description = (
-        "Trains and evaluates methods on data sets with several seeds, as a YAML file says (docs/user_guide.md), and "
-        "writes results.csv, comparisons.csv, ranks.csv and tables into its 'out' folder. Started again it goes on "
-        "where it stopped, whatever stopped it."
+    parser = add_command(
+        groups,
+        "benchmark",
+        _benchmark,
+        "train and evaluate methods on data sets, with tables",
+        "FILE.yaml names methods, data sets and seeds (docs/user_guide.md). results.csv, comparisons.csv, ranks.csv "
+        "and tables go into its 'out' folder. Started again it goes on where it stopped, whatever stopped it.",
+        """
+        monai-rdad benchmark benchmark.yaml --processes 2
+        monai-rdad benchmark benchmark.yaml --list
+        """,
     )
     parser.add_argument("file", type=Path, metavar="FILE.yaml")
     parser.add_argument("--processes", type=int, metavar="N", help="runs at a time; default: as the file says, else 1")

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 import json
 import math
 import re
@@ -17,6 +16,7 @@ import yaml
 
 from monai_rdad.apps.bundle import STAGES, find_bundle, open_bundle
 from monai_rdad.metrics import IMAGE_METRICS, PIXEL_METRICS
+from monai_rdad.utils import file_sha256
 
 __all__ = ["DataSet", "Method", "Plan", "Run", "check_plan", "evaluation_settings", "read_plan", "training_settings"]
 
@@ -280,11 +280,7 @@ def check_plan(plan: Plan) -> dict[str, dict[str, int]]:
         abnormal = sum(item["label"] for item in splits["testing"])
         if abnormal in (0, len(splits["testing"])):
             raise ValueError(f"data: {name}: its testing split needs normal and abnormal images.")
-        counts[name] = {
-            "training": len(splits["training"]),
-            "testing": len(splits["testing"]),
-            "abnormal": abnormal,
-        }
+        counts[name] = {split: len(splits[split]) for split in ("training", "testing")} | {"abnormal": abnormal}
     return counts
 
 
@@ -377,7 +373,7 @@ def _data_set(name: str, value: Any) -> DataSet:
     else:
         folder = Path(str(entry["dataset_dir"])).expanduser()
         manifest = Path(str(entry.get("manifest", folder / "manifest.json"))).expanduser()
-    sha256 = hashlib.sha256(manifest.read_bytes()).hexdigest() if manifest.is_file() else None
+    sha256 = file_sha256(manifest) if manifest.is_file() else None
     return DataSet(name, folder, manifest, sha256, _settings(entry, where))
 
 
@@ -392,10 +388,8 @@ def _method(name: str, value: Any) -> Method:
 
 
 def _text_sha256(bundle: Path, file: str) -> str | None:
-    for path in (Path(file).expanduser(), bundle / "configs" / file):
-        if path.is_file():
-            return hashlib.sha256(path.read_bytes()).hexdigest()
-    return None
+    paths = (Path(file).expanduser(), bundle / "configs" / file)
+    return next((file_sha256(path) for path in paths if path.is_file()), None)
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -18,7 +18,16 @@ from monai_rdad.utils import installed_folder, one_of
 if TYPE_CHECKING:
     from monai.bundle import ConfigParser, ConfigWorkflow
 
-__all__ = ["STAGES", "BundleRun", "default_root", "find_bundle", "method_names", "open_bundle", "run_bundle"]
+__all__ = [
+    "STAGES",
+    "BundleRun",
+    "default_root",
+    "find_bundle",
+    "find_configs",
+    "method_names",
+    "open_bundle",
+    "run_bundle",
+]
 
 STAGES = {
     "train": ("train",),
@@ -37,10 +46,12 @@ class BundleRun:
     """A finished run.
 
     Attributes:
+        name: of the bundle.
         workflow: the MONAI workflow, whose ``parser`` holds every object of the configuration.
         metrics: of the evaluation; of a training, those of its last validation, if it had one.
     """
 
+    name: str
     workflow: ConfigWorkflow
     metrics: dict[str, float] = field(default_factory=dict)
 
@@ -102,6 +113,28 @@ def default_root(bundle: Path) -> Path:
     return bundle if folder.is_relative_to(Path.cwd()) else Path(folder.name)
 
 
+def find_configs(
+    bundle: Path, stage: str, config_files: Sequence[str | os.PathLike[str]] = ()
+) -> tuple[list[Path], list[Path]]:
+    """The files of a bundle's stage, and further ones.
+
+    Args:
+        bundle: its folder.
+        stage: one of :data:`STAGES`.
+        config_files: paths; a name without a folder may be one of the bundle's own.
+
+    Raises:
+        FileNotFoundError: a file does not exist.
+        ValueError: no such stage.
+    """
+    one_of("stage", stage, tuple(STAGES))
+    configs = bundle / _CONFIGS
+    files = [configs / f"{part}.yaml" for part in STAGES[stage]]
+    if not all(file.is_file() for file in files):
+        raise FileNotFoundError(f"{bundle.resolve().name} has no stage '{stage}': there is no {files[-1]}.")
+    return files, [_config_file(file, configs) for file in config_files]
+
+
 def open_bundle(
     name: str | os.PathLike[str],
     stage: str,
@@ -125,14 +158,10 @@ def open_bundle(
         FileNotFoundError: no such bundle or file, or the bundle lacks this stage.
         ValueError: no such stage, or a setting that neither the bundle has nor anything refers to.
     """
-    one_of("stage", stage, tuple(STAGES))
     bundle = find_bundle(name)
     configs = bundle / _CONFIGS
-    files = [configs / f"{part}.yaml" for part in STAGES[stage]]
-    if not all(file.is_file() for file in files):
-        raise FileNotFoundError(f"{bundle.resolve().name} has no stage '{stage}': there is no {files[-1]}.")
-    extra = [_config_file(file, configs) for file in config_files]
-    settings = {"bundle_root": str(default_root(bundle)), **(overrides or {})}
+    files, extra = find_configs(bundle, stage, config_files)
+    settings = dict(overrides or {})
 
     from monai.bundle import ConfigWorkflow
 
@@ -143,6 +172,9 @@ def open_bundle(
             meta_file=str(configs / _MARK),
             logging_file=False,
         )
+    workflow.parser["bundle_root"] = str(default_root(bundle))
+    if "config_dir" in workflow.parser:  # for MLflow; it is not in another bundle_root
+        workflow.parser["config_dir"] = str(configs)
     for file in extra:
         _merge_file(workflow.parser, file, configs)
     config = workflow.parser.get()
@@ -185,7 +217,7 @@ def run_bundle(
             workflow.finalize()
         raise
     workflow.finalize()
-    return BundleRun(workflow, metrics)
+    return BundleRun(find_bundle(name).resolve().name, workflow, metrics)
 
 
 def _config_file(file: str | os.PathLike[str], configs: Path) -> Path:

@@ -13,12 +13,27 @@ from collections.abc import Sequence
 from importlib import import_module
 
 import monai_rdad
-from monai_rdad.apps.command import describe_error
+from monai_rdad.apps.command import Help, describe_error
 
-__all__ = ["GROUPS", "main"]
+__all__ = ["GROUPS", "build_parser", "main"]
 
-GROUPS = ("manifest", "benchmark")
+GROUPS = ("methods", "check", "benchmark", "report", "manifest", "completion")
 """Modules of ``monai_rdad.apps`` with commands, in the order of the help."""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    parser = argparse.ArgumentParser(
+        "monai-rdad",
+        description="Anomaly detection in medical images: methods that learn from normal images only.",
+        epilog="monai-rdad COMMAND --help has each command's options and examples.",
+        formatter_class=Help,
+    )
+    parser.add_argument("--version", action="version", version=monai_rdad.__version__)
+    groups = parser.add_subparsers(dest="group", title="commands", metavar="COMMAND", required=True)
+    for name in GROUPS:
+        import_module(f"monai_rdad.apps.{name}").add_parser(groups)
+    return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,11 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         exit code: 0, 1 for an error, 130 when interrupted. Wrong arguments exit with 2, as argparse does.
     """
-    parser = argparse.ArgumentParser("monai-rdad", description="Anomaly detection in medical images.")
-    parser.add_argument("--version", action="version", version=monai_rdad.__version__)
-    groups = parser.add_subparsers(dest="group", metavar="GROUP", required=True)
-    for name in GROUPS:
-        import_module(f"monai_rdad.apps.{name}").add_parser(groups)
+    parser = build_parser()
     parsed = parser.parse_args(arguments)
     try:
         return parsed.run(parsed) or 0

@@ -6,7 +6,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .manifest import SPLITS, ManifestError, list_inputs, load_manifest, manifest_hash, split_by_group
+from .manifest import SPLITS, ManifestError, list_inputs, load_manifest, manifest_hash, manifest_title, split_by_group
 from .probe import is_volume, uniform_batch_size
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ __all__ = [
     "load_manifest",
     "load_tasks",
     "manifest_hash",
+    "manifest_title",
     "phantom_dataset",
     "phantom_tasks",
     "split_by_group",

@@ -27,7 +27,15 @@ from typing import Any, Literal
 from monai_rdad.data.probe import content_digest, content_size, probe, same_size
 from monai_rdad.formats import dicom_files, file_kind
 
-__all__ = ["SPLITS", "ManifestError", "list_inputs", "load_manifest", "manifest_hash", "split_by_group"]
+__all__ = [
+    "SPLITS",
+    "ManifestError",
+    "list_inputs",
+    "load_manifest",
+    "manifest_hash",
+    "manifest_title",
+    "split_by_group",
+]
 
 Item = dict[str, Any]
 PathLike = str | os.PathLike[str]
@@ -93,6 +101,21 @@ def manifest_hash(manifest: PathLike) -> str:
         return hashlib.sha256(Path(manifest).expanduser().read_bytes()).hexdigest()
     except OSError as error:
         raise ManifestError(f"{manifest}: cannot be read ({error.strerror}). Check the path.") from error
+
+
+def manifest_title(manifest: PathLike) -> str:
+    """What the data set is called: the manifest's "title", or else the name of the folder that it lies in.
+
+    Raises:
+        ManifestError: the manifest cannot be read.
+    """
+    path = Path(manifest).expanduser().absolute()
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ManifestError(f"{manifest}: cannot be read ({error}). Check the path.") from error
+    title = content.get("title") if isinstance(content, dict) else None
+    return title if isinstance(title, str) else path.parent.name
 
 
 def list_inputs(path: PathLike, on_error: Literal["raise", "skip"] = "raise") -> list[Item]:

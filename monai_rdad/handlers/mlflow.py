@@ -23,7 +23,7 @@ from monai.engines.utils import IterationEvents
 
 import monai_rdad
 
-__all__ = ["EXPERIMENT", "TAGS_VARIABLE", "AnomalyMLFlow", "git_commit"]
+__all__ = ["EXPERIMENT", "TAGS_VARIABLE", "AnomalyMLFlow", "git_commit", "software_versions"]
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +49,21 @@ def git_commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()
+
+
+def software_versions() -> dict[str, str | None]:
+    """Versions of this package, of Python and of what the results depend on; "git_commit" as :func:`git_commit`."""
+    versions = {
+        "git_commit": git_commit(),
+        "python": platform.python_version(),
+        "monai_rdad": monai_rdad.__version__,
+    }
+    for package in ("torch", "monai", "pytorch-ignite", "numpy", "mlflow"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return versions
 
 
 def _flatten(values: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
@@ -217,18 +232,8 @@ class AnomalyMLFlow:
 
         from monai_rdad.data import manifest_hash
 
-        commit = git_commit()
-        params: dict[str, Any] = {
-            "device": engine.state.device,
-            "git_commit": commit,
-            "python": platform.python_version(),
-            "monai_rdad": monai_rdad.__version__,
-        }
-        for package in ("torch", "monai", "pytorch-ignite", "numpy", "mlflow"):
-            try:
-                params[package] = version(package)
-            except PackageNotFoundError:
-                continue
+        software = software_versions()
+        params: dict[str, Any] = {"device": engine.state.device} | software
         if self.manifest is not None:
             params["manifest"] = self.manifest
             params["manifest_sha256"] = manifest_hash(self.manifest)
@@ -238,7 +243,8 @@ class AnomalyMLFlow:
         for i in range(0, len(entities), PARAMS_PER_CALL):
             part = entities[i : i + PARAMS_PER_CALL]
             self._send(lambda client, run_id, part=part: client.log_batch(run_id, params=part))
-        if commit is not None:
+        if software["git_commit"] is not None:
+            commit = software["git_commit"]
             self._send(lambda client, run_id: client.set_tag(run_id, "mlflow.source.git.commit", commit))
 
     def _log_metrics(self, values: Mapping[Any, Any], step: int) -> None:

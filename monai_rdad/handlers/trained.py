@@ -53,13 +53,23 @@ def save_trained(ckpt_dir: str | os.PathLike[str], network: nn.Module, settings:
     return folder / WEIGHTS
 
 
-def load_settings(ckpt_dir: str | os.PathLike[str]) -> dict[str, Any]:
+def load_settings(ckpt_dir: str | os.PathLike[str], method: str | None = None) -> dict[str, Any]:
     """Settings of the training whose weights lie in a folder.
+
+    Args:
+        ckpt_dir: folder of the weights.
+        method: what was trained, as "method" of the settings names it; None for any.
 
     Raises:
         FileNotFoundError: no finished training has left its settings there.
+        ValueError: they are of another method.
     """
-    return dict(json.loads(_find(ckpt_dir, SETTINGS).read_text(encoding="utf-8")))
+    settings = dict(json.loads(_find(ckpt_dir, SETTINGS).read_text(encoding="utf-8")))
+    if method is not None and settings.get("method") != method:
+        raise ValueError(
+            f"{ckpt_dir} holds a trained {settings.get('method')}, not {method}. Use that method, or another ckpt_dir."
+        )
+    return settings
 
 
 class TrainedCheckpointLoader:

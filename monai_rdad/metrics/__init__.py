@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from monai_rdad.metrics.bootstrap import (
+    bootstrap_curve_bands,
     bootstrap_image_metrics,
     bootstrap_pixel_metrics,
     bootstrap_rate,
@@ -23,7 +24,7 @@ from monai_rdad.metrics.comparison import (
 )
 from monai_rdad.metrics.conformal import AreaRisk, ConformalScores, false_positive_band, is_abnormal
 from monai_rdad.metrics.delong import delong_covariance
-from monai_rdad.metrics.image import IMAGE_METRICS, image_metrics
+from monai_rdad.metrics.image import IMAGE_METRICS, image_metrics, misordered, score_histograms
 from monai_rdad.metrics.lesions import Lesion, find_lesions
 from monai_rdad.metrics.pixel import AUPRO_LIMIT, PIXEL_METRICS, PixelAccumulator, PixelHistogram
 
@@ -37,6 +38,7 @@ __all__ = [
     "PIXEL_METRICS",
     "PixelAccumulator",
     "PixelHistogram",
+    "bootstrap_curve_bands",
     "bootstrap_image_metrics",
     "bootstrap_pixel_metrics",
     "bootstrap_rate",
@@ -50,9 +52,11 @@ __all__ = [
     "holm",
     "image_metrics",
     "is_abnormal",
+    "misordered",
     "mean_ranks",
     "resample_image_metrics",
     "resample_pixel_metrics",
     "resampled_intervals",
     "resampling_weights",
+    "score_histograms",
 ]

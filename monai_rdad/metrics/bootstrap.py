@@ -18,17 +18,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from monai_rdad.metrics import curves
 from monai_rdad.metrics.image import check_scores, image_curve_figures, score_histograms
 from monai_rdad.metrics.pixel import PixelAccumulator, pixel_curve_figures
 
 __all__ = [
+    "bootstrap_curve_bands",
     "bootstrap_image_metrics",
     "bootstrap_pixel_metrics",
     "bootstrap_rate",
     "group_strata",
+    "resampling_weights",
     "resample_image_metrics",
     "resample_pixel_metrics",
-    "resampling_weights",
     "resampled_intervals",
 ]
 
@@ -123,6 +125,52 @@ def resample_image_metrics(
         figures = [image_curve_figures(*score_histograms(values, abnormal, drawn)) for values, abnormal in rows]
         blocks.append({name: np.stack([f[name] for f in figures], axis=1) for name in figures[0]})
     return _joined(blocks)
+
+
+def bootstrap_curve_bands(
+    scores: ArrayLike,
+    labels: ArrayLike,
+    groups: Sequence[str],
+    at: ArrayLike,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> dict[str, NDArray[np.float64]]:
+    """95 % bands, point by point, of the ROC and of the precision-recall curve.
+
+    Args:
+        scores: one finite number per image, (N,).
+        labels: 0 normal, 1 abnormal, (N,), both of them present.
+        groups: group of each image, N of them.
+        at: false-positive rates, and sensitivities, at which to give the bands, (M,), in [0, 1].
+        resamples: number of resamples.
+        seed: seed of the resamples.
+
+    Returns:
+        "roc": lower and upper end of the sensitivity at each false-positive rate, (2, M), linear between thresholds;
+        "precision_recall": of the precision at each sensitivity, (2, M), of the highest threshold that reaches it.
+
+    Raises:
+        ValueError: as `monai_rdad.metrics.image_metrics`, or only one class is present.
+    """
+    values, abnormal = check_scores(scores, labels)
+    if abnormal.all() or not abnormal.any():
+        raise ValueError("Curves need normal and abnormal images.")
+    points = np.asarray(at, dtype=np.float64)
+    strata = group_strata(groups, abnormal)
+    of_image = np.unique(np.asarray(groups, dtype=str), return_inverse=True)[1]
+    sensitivity, precision = [], []
+    for weights in resampling_weights(list(strata.values()), resamples, seed):
+        histograms = score_histograms(values, abnormal, weights[:, of_image])
+        for false_rate, true_rate in zip(*curves.roc(*histograms), strict=True):
+            sensitivity.append(np.interp(points, false_rate, true_rate))
+        for recall, of_recall in zip(*curves.precision_recall(*histograms), strict=True):
+            reached = np.searchsorted(recall, points - 1e-12)
+            first_hit = np.searchsorted(recall, 0, side="right")  # above it there may be nothing, and no precision
+            precision.append(of_recall[np.maximum(reached, first_hit)])
+    return {
+        "roc": np.percentile(sensitivity, (2.5, 97.5), axis=0),
+        "precision_recall": np.percentile(precision, (2.5, 97.5), axis=0),
+    }
 
 
 def bootstrap_rate(

@@ -29,6 +29,7 @@ from monai_rdad.transforms.io.array import SLICE_AXCODES, VIEW_AXCODES
 from monai_rdad.transforms.slices.array import through_slices
 from monai_rdad.utils import atomic_path, write_csv
 from monai_rdad.visualize.dicom import require_highdicom, write_dicom_map, write_dicom_segmentation
+from monai_rdad.visualize.maps import read_map, write_map
 from monai_rdad.visualize.overlay import overlay
 from monai_rdad.visualize.reduce import color_scale, fit_map, fit_picture
 from monai_rdad.visualize.volume import LesionRow, SliceRow, lesion_rows, slice_indices, volume_record, write_nifti
@@ -40,7 +41,6 @@ logger = logging.getLogger(__name__)
 EDGE = 768  # longest edge of an overlay picture in pixels
 SLICES, COLUMNS = 9, 3  # of a volume's overlay picture
 HOLD = 32  # overlays that wait for the colour scale, where none is given
-TEXT_KEY = "monai_rdad max_value"
 
 
 class ScoreRow(NamedTuple):
@@ -294,16 +294,10 @@ class PredictionWriter:
         return max(scored, key=lambda pair: pair[0])[1] if scored else ""
 
     def _write_png(self, path: Path, values: NDArray[np.float32], name: str) -> None:
-        from PIL import Image
-        from PIL.PngImagePlugin import PngInfo
-
         if values.max() > self.max_value:
             logger.warning("%s: its map reaches %.3g; the PNG cuts values above %g", name, values.max(), self.max_value)
-        pixels = np.rint(np.clip(values / self.max_value, 0, 1) * 65535).astype(np.uint16)
-        info = PngInfo()
-        info.add_text(TEXT_KEY, repr(self.max_value))
         with atomic_path(path) as temporary:
-            Image.fromarray(pixels).save(temporary, format="PNG", pnginfo=info)
+            write_map(temporary, values, self.max_value)
 
     def _tiles(self, image: torch.Tensor, pred: MetaTensor, scores: Sequence[float | str]) -> list[_Tile]:
         """Tiles of the slices with the highest scores in the order of the volume, or of a volume one voxel thick."""
@@ -358,20 +352,6 @@ def file_stem(name: str, taken: set[str]) -> str:
         unique = f"{stem}_{count}"
     taken.add(unique.casefold())
     return unique
-
-
-def read_map(path: str | os.PathLike[str]) -> NDArray[np.float32]:
-    """The anomaly map (H, W) of a ``<name>_map.png``, in the unit of the map.
-
-    Raises:
-        ValueError: the file was not written by :class:`PredictionWriter`.
-    """
-    from PIL import Image
-
-    with Image.open(path) as image:
-        if TEXT_KEY not in image.info:
-            raise ValueError(f"{path}: no '{TEXT_KEY}' in it, so it is no map of PredictionWriter.")
-        return np.asarray(image, dtype=np.float32) * (float(image.info[TEXT_KEY]) / 65535)
 
 
 def _draw(picture: _Picture, vmin: float, vmax: float) -> None:

@@ -115,6 +115,10 @@ def test_files_of_settings(tmp_path):
     assert (parser.get("encoder"), parser.get("image_size"), parser.get("max_epochs")) == ("wide_resnet50_2", 96, 5)
     parser.parse()
     assert parser.get_parsed_content("lr") == 0.2
+    assert parser.get("bundle_root") != "runs"
+    mine.write_text(mine.read_text() + "bundle_root: runs\n")
+    assert open_bundle("scrd", "train", config_files=[mine]).parser.get("bundle_root") == "runs"
+    assert open_bundle("scrd", "train", {"bundle_root": "x"}, [mine]).parser.get("bundle_root") == "x"
     # the stage takes what it knows of a file that serves all stages
     parser = open_bundle("scrd", "infer", config_files=[mine]).parser
     assert parser.get("image_size") == 96 and "max_epochs" not in parser and "train" not in parser

@@ -48,7 +48,10 @@ def test_refuses(tmp_path: Path) -> None:
         load_settings(tmp_path)
     with pytest.raises(FileNotFoundError, match="no trained network in .*model.pt. Train first"):
         evaluate(tmp_path, nn.Conv2d(1, 1, 1))
-    train(tmp_path, nn.Conv2d(1, 1, 1), {})
+    train(tmp_path, nn.Conv2d(1, 1, 1), {"method": "scrd"})
+    assert load_settings(tmp_path, "scrd") == {"method": "scrd"}
+    with pytest.raises(ValueError, match="holds a trained scrd, not rd4ad"):
+        load_settings(tmp_path, "rd4ad")
     with pytest.raises(ValueError, match="belongs to another network"):
         evaluate(tmp_path, nn.Conv2d(1, 2, 1))
     (tmp_path / "model.pt").write_bytes(b"PK")
