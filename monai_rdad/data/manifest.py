@@ -69,8 +69,7 @@ def load_manifest(
     Returns:
         The four splits (missing ones are empty), each a list of items: "image" absolute path, "label" 0 or 1, "mask"
         absolute path (left out where there is none, and for training and calibration, which are normal throughout),
-        "exclude" likewise, only for training, "group" (default: the name), "stratum" (default: empty) and "name" (the
-        path as the manifest has it; unique).
+        "exclude" likewise, "group" (default: the name), "stratum" (default: empty) and "name" (the manifest's path).
 
     Raises:
         ManifestError: see there.
@@ -284,9 +283,8 @@ def _schema_problem(record: Any, split: str | None) -> str | None:
         return f"'stratum' is {stratum!r}, it must be a text"
     if split is None:
         return f"'split' is {record.get('split')!r}, it must be one of {', '.join(_SPLIT_NAMES)}"
-    if record.get("exclude") is not None and split != "training":
-        return "'exclude' takes slices of a volume out of the training; items of other splits are used whole"
-    return None
+    stray = record.get("exclude") is not None and split != "training"
+    return "'exclude' takes slices of a volume out of the training; other splits take volumes whole" if stray else None
 
 
 def _json_type(value: Any) -> str:
