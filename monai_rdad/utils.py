@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import os
 import shlex
@@ -11,10 +12,11 @@ import site
 import sys
 import tempfile
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 __all__ = [
     "atomic_path",
@@ -25,6 +27,7 @@ __all__ = [
     "root_cause",
     "shell_words",
     "show_root_cause",
+    "write_csv",
 ]
 
 
@@ -118,6 +121,20 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.replace(temporary, target)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_csv(path: str | os.PathLike[str], fields: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Write a table with a header as UTF-8, complete or not at all.
+
+    Args:
+        path: file to write.
+        fields: names of the columns.
+        rows: values in the order of the columns.
+    """
+    with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(fields)
+        writer.writerows(rows)
 
 
 def show_root_cause() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from monai_rdad.utils import atomic_path, command_line, root_cause, shell_words
+from monai_rdad.utils import atomic_path, command_line, root_cause, shell_words, write_csv
 
 
 @pytest.mark.parametrize("name", ["scores.csv", "map.nii.gz", "overlay.png", "plain"])
@@ -92,6 +92,15 @@ def test_root_cause_falls_back_to_the_innermost_error_at_all() -> None:
     with pytest.raises(RuntimeError) as caught:
         _wrap(lambda: int("x"))
     assert isinstance(root_cause(caught.value), ValueError)
+
+
+def test_write_csv(tmp_path):
+    write_csv(tmp_path / "new" / "t.csv", ("name", "value"), [("ä, b", 0.1), ("c", "")])
+    assert (tmp_path / "new" / "t.csv").read_bytes() == 'name,value\n"ä, b",0.1\nc,\n'.encode()
+    with pytest.raises(ZeroDivisionError):
+        write_csv(tmp_path / "new" / "t.csv", ("x",), ((1 / x,) for x in (1, 0)))
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["t.csv"]
+    assert (tmp_path / "new" / "t.csv").read_text(encoding="utf-8").startswith("name")
 
 
 @pytest.mark.parametrize(

@@ -151,6 +151,8 @@ def _shorten(config: dict[str, Any], steps: Mapping[str, int]) -> None:
     for component in _components(config):
         if component["_target_"] == "CacheDataset":
             component |= {"cache_rate": 0.0, "progress": False}
+        elif component["_target_"].endswith(".SliceCacheDataset"):  # the number of slices is known after reading
+            component["progress"] = False
         elif component["_target_"].endswith(".Progress"):
             component["_disabled_"] = True
 

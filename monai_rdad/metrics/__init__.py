@@ -25,6 +25,7 @@ from monai_rdad.metrics.comparison import (
 from monai_rdad.metrics.conformal import AreaRisk, ConformalScores, false_positive_band, is_abnormal
 from monai_rdad.metrics.delong import delong_covariance
 from monai_rdad.metrics.image import IMAGE_METRICS, image_metrics, misordered, score_histograms
+from monai_rdad.metrics.lesions import Lesion, find_lesions
 from monai_rdad.metrics.pixel import AUPRO_LIMIT, PIXEL_METRICS, PixelAccumulator, PixelHistogram
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "AreaRisk",
     "Comparison",
     "ConformalScores",
+    "Lesion",
     "PIXEL_METRICS",
     "PixelAccumulator",
     "PixelHistogram",
@@ -44,6 +46,7 @@ __all__ = [
     "compare_resampled",
     "delong_covariance",
     "false_positive_band",
+    "find_lesions",
     "friedman_p_value",
     "group_strata",
     "holm",
