@@ -18,7 +18,7 @@ from monai_rdad.utils import root_cause
 
 __all__ = ["GROUPS", "main"]
 
-GROUPS = ("manifest",)
+GROUPS = ("manifest", "label")
 """Modules of ``monai_rdad.apps`` with commands, in the order of the help."""
 
 

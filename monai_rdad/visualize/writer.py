@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ from monai_rdad.utils import atomic_path
 from monai_rdad.visualize.overlay import overlay
 from monai_rdad.visualize.reduce import color_scale, fit_map, fit_picture
 
-__all__ = ["PredictionWriter", "ScoreRow", "file_stem", "read_map"]
+__all__ = ["PredictionWriter", "ScoreRow", "file_stem", "read_map", "slice_order", "write_map", "write_volume"]
 
 logger = logging.getLogger(__name__)
 
@@ -214,12 +214,15 @@ class PredictionWriter:
         scale: float | str = ""
         if values.ndim == 2:
             path = self.output_dir / f"{stem}_map.png"
-            self._write_png(path, values, name)
+            if values.max() > self.max_value:
+                largest = values.max()
+                logger.warning("%s: its map reaches %.3g; the PNG cuts values above %g", name, largest, self.max_value)
+            write_map(path, values, self.max_value)
             (height, width), depth, scale = values.shape, 1, self.max_value
             tiles = [_Tile(fit_picture(image, EDGE), fit_map(pred[0], EDGE), "")]
         elif isinstance(pred, MetaTensor):
             path = self.output_dir / f"{stem}_map.nii.gz"
-            _write_nifti(path, values, np.asarray(pred.affine))
+            write_volume(path, values, np.asarray(pred.affine))
             width, height, depth = values.shape
             tiles, top = self._slices(image, pred)
         else:
@@ -231,18 +234,6 @@ class PredictionWriter:
         self._waiting.append(_Picture(overlay_path, tiles, outlined))
         if self._scale is not None or len(self._waiting) == HOLD:
             self._draw_waiting()
-
-    def _write_png(self, path: Path, values: NDArray[np.float32], name: str) -> None:
-        from PIL import Image
-        from PIL.PngImagePlugin import PngInfo
-
-        if values.max() > self.max_value:
-            logger.warning("%s: its map reaches %.3g; the PNG cuts values above %g", name, values.max(), self.max_value)
-        pixels = np.rint(np.clip(values / self.max_value, 0, 1) * 65535).astype(np.uint16)
-        info = PngInfo()
-        info.add_text(TEXT_KEY, repr(self.max_value))
-        with atomic_path(path) as temporary:
-            Image.fromarray(pixels).save(temporary, format="PNG", pnginfo=info)
 
     def _slices(self, image: torch.Tensor, pred: MetaTensor) -> tuple[list[_Tile], int | str]:
         """Tiles of the highest slices in the order of the volume, and the highest one's index in the input."""
@@ -256,9 +247,7 @@ class PredictionWriter:
         pictures = convert_to_tensor(turn(image), dtype=torch.float32, track_meta=False)
         scores = self.reduction(planes).reshape(-1)
         best = torch.sort(scores.topk(min(SLICES, len(scores))).indices).values.tolist()
-        # From the index in the view to the index in the input: its axis towards superior, which may count down.
-        direction = next(d for axis, d in io_orientation(affine) if axis == 2)
-        index = [k if direction > 0 else len(planes) - 1 - k for k in range(len(planes))]
+        index = slice_order(affine, len(planes))[1]
         edge = EDGE // COLUMNS if len(best) > 1 else EDGE
         tiles = [
             _Tile(
@@ -314,13 +303,47 @@ def read_map(path: str | os.PathLike[str]) -> NDArray[np.float32]:
         return np.asarray(image, dtype=np.float32) * (float(image.info[TEXT_KEY]) / 65535)
 
 
-def _write_nifti(path: Path, values: NDArray[np.float32], affine: NDArray[np.float64]) -> None:
+def write_map(path: str | os.PathLike[str], values: NDArray[np.float32], max_value: float) -> None:
+    """Write an anomaly map (H, W) as 16-bit PNG for :func:`read_map`, complete or not at all.
+
+    Args:
+        path: of the PNG file.
+        values: of the map; what lies above ``max_value`` is cut to it.
+        max_value: map value of pixel 65535.
+    """
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
+    pixels = np.rint(np.clip(values / max_value, 0, 1) * 65535).astype(np.uint16)
+    info = PngInfo()
+    info.add_text(TEXT_KEY, repr(max_value))
+    with atomic_path(path) as temporary:
+        Image.fromarray(pixels).save(temporary, format="PNG", pnginfo=info)
+
+
+def write_volume(path: str | os.PathLike[str], values: NDArray[Any], affine: NDArray[np.float64]) -> None:
+    """Write an array (X, Y, Z) as NIfTI of the same type with an affine in mm (RAS+), complete or not at all."""
     import nibabel
 
     image = nibabel.Nifti1Image(values, affine)
     image.header.set_xyzt_units("mm")
     with atomic_path(path) as temporary:
         nibabel.save(image, temporary)
+
+
+def slice_order(affine: NDArray[np.float64], count: int) -> tuple[int, list[int]]:
+    """Where the axial slices of a volume that was read for display lie in the array of its file.
+
+    Args:
+        affine: of the file's array, RAS+.
+        count: number of slices.
+
+    Returns:
+        The array's axis across the slices, and for each slice of the display, from inferior to superior, its index on
+        that axis, which may count down.
+    """
+    axis, direction = next((i, d) for i, (world, d) in enumerate(io_orientation(affine)) if world == 2)
+    return axis, [k if direction > 0 else count - 1 - k for k in range(count)]
 
 
 def _draw(picture: _Picture, vmin: float, vmax: float) -> None:
