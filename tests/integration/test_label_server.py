@@ -238,8 +238,9 @@ def test_errors_say_what_is_wrong(server):
 
 def test_reading_then_training(server, studies, model):
     """The most anomalous image first, images marked normal, training on them, and the new version in use."""
+    server.until_done("scoring")  # it starts by itself with the server
     server("POST", "/scoring/scrd_anomaly")
-    server.until_done("scoring")
+    assert '"scored": 0' in "\n".join(server.until_done("scoring")["details"])
     objects = server("GET", "/datastore/?output=all")["objects"]
     scores = {name: o["image"]["info"]["anomaly"]["scrd"] for name, o in objects.items()}
     assert scores.pop("broken")["score"] is None

@@ -126,7 +126,7 @@ def _is_empty(path: str) -> bool:
     import SimpleITK
 
     try:
-        return not SimpleITK.GetArrayViewFromImage(SimpleITK.ReadImage(path)).any()
+        return not SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(path)).any()
     except RuntimeError:
         logger.warning("a final label cannot be read; its image counts as abnormal")
         return False
