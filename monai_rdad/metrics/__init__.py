@@ -12,6 +12,7 @@ from monai_rdad.metrics.bootstrap import (
 )
 from monai_rdad.metrics.conformal import AreaRisk, ConformalScores, false_positive_band, is_abnormal
 from monai_rdad.metrics.image import IMAGE_METRICS, image_metrics
+from monai_rdad.metrics.lesions import Lesion, find_lesions
 from monai_rdad.metrics.pixel import AUPRO_LIMIT, PIXEL_METRICS, PixelAccumulator, PixelHistogram
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "IMAGE_METRICS",
     "AreaRisk",
     "ConformalScores",
+    "Lesion",
     "PIXEL_METRICS",
     "PixelAccumulator",
     "PixelHistogram",
@@ -26,6 +28,7 @@ __all__ = [
     "bootstrap_pixel_metrics",
     "bootstrap_rate",
     "false_positive_band",
+    "find_lesions",
     "group_strata",
     "image_metrics",
     "is_abnormal",

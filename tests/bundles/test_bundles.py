@@ -19,7 +19,7 @@ from monai.engines.utils import IterationEvents
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from monai_rdad.data.phantoms import phantom_slice
+from monai_rdad.data.phantoms import phantom_slice, phantom_volume
 from monai_rdad.handlers import load_calibration
 from monai_rdad.utils import root_cause
 from monai_rdad.visualize.writer import read_map
@@ -68,6 +68,29 @@ def volume(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("volume") / "scan.nii.gz"
     nibabel.save(nibabel.Nifti1Image(array, affine), path)
     return path
+
+
+@pytest.fixture(scope="session")
+def volume_set(tmp_path_factory) -> Path:
+    """A data set of phantom volumes: training on a normal one, one whose lesion is excluded, and a picture."""
+    folder = tmp_path_factory.mktemp("volumes")
+    for i, name in enumerate(("normal", "sick", "lesion", "healthy")):
+        rng = np.random.default_rng(i)
+        array, mask, affine = phantom_volume(rng, lesion=i in (1, 2), shape=(40, 48, 24))
+        nibabel.save(nibabel.Nifti1Image(array, affine), folder / f"{name}.nii.gz")
+        nibabel.save(nibabel.Nifti1Image(mask, affine), folder / f"{name}_mask.nii.gz")
+    Image.fromarray(phantom_slice(np.random.default_rng(9), lesion=False, size=64)[0]).save(folder / "picture.png")
+    lesion = {"image": "lesion.nii.gz", "label": 1, "mask": "lesion_mask.nii.gz", "group": "c"}
+    manifest = {
+        "training": [
+            {"image": "normal.nii.gz", "label": 0, "group": "a"},
+            {"image": "sick.nii.gz", "label": 0, "exclude": "sick_mask.nii.gz", "group": "b"},
+            {"image": "picture.png", "label": 0},
+        ],
+        "testing": [{"image": "healthy.nii.gz", "label": 0, "group": "d"}, lesion],
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
 
 
 def configs(bundle: str, *names: str) -> list[str]:
@@ -194,6 +217,36 @@ def test_inference_on_a_volume_keeps_its_geometry(trained, volume):
     values = result.get_fdata()
     assert np.isfinite(values).all() and values.std() > 0
     assert (out / "scan_overlay.png").is_file()
+
+
+@pytest.mark.parametrize("bundle", sorted(set(BUNDLES) - FEW_SHOT))
+def test_volumes_train_and_are_evaluated(bundle, volume_set, tmp_path):
+    settings = TINY | {"max_epochs": 1, "bundle_root": str(tmp_path), "dataset_dir": str(volume_set)}
+    settings |= {"tracking_uri": "none", "axes": [2, 0], "slices_per_volume": 4}
+    training = run(bundle, "train", **settings)
+    # four slices per axis of the normal volume, fewer of the other, and the picture
+    names = [item["name"] for item in training.parser.get_parsed_content("train#dataset").data]
+    assert [sum(n.startswith(f"normal.nii.gz axis {axis} slice") for n in names) for axis in (2, 0)] == [4, 4]
+    assert 1 <= sum(n.startswith("sick.nii.gz axis") for n in names) <= 8 and names[-1] == "picture.png"
+    run(bundle, "train", "evaluate", bootstrap=0, **settings)
+    metrics = json.loads((tmp_path / "eval" / "metrics.json").read_text())
+    assert metrics["n_images"] == 2 and 0 <= metrics["pixel_auroc"] <= 1
+    out = tmp_path / "out"
+    source = volume_set / "lesion.nii.gz"
+    run(bundle, "inference", bundle_root=str(tmp_path), output_dir=str(out), dataset_dir=".", input=str(source))
+    with (tmp_path / "eval" / "scores.csv").open() as file:
+        expected = {row["name"]: float(row["score"]) for row in csv.DictReader(file)}
+    with (out / "scores.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert float(row["score"]) == pytest.approx(expected["lesion.nii.gz"], rel=5e-3)
+
+
+def test_few_shot_training_refuses_volumes(volume_set, tmp_path):
+    task = str(volume_set / "manifest.json")
+    settings = TINY | {"bundle_root": str(tmp_path), "dataset_dir": str(volume_set), "manifest": task}
+    with pytest.raises(RuntimeError, match="Failed to") as caught:
+        run("d24fad", "train", **settings | {"manifests": [f"a={task}"], "holdout": "none"})
+    assert "a volume, but 2D images are wanted here" in str(root_cause(caught.value))
 
 
 def test_resuming_equals_never_having_stopped(trained, tiny_set):

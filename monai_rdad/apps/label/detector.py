@@ -21,7 +21,8 @@ from monai_rdad.handlers import Calibration, load_settings, load_weights
 from monai_rdad.handlers.trained import WEIGHTS
 from monai_rdad.metrics import is_abnormal
 from monai_rdad.transforms import ScoreReduction
-from monai_rdad.visualize.writer import slice_order
+from monai_rdad.transforms.slices.array import through_slices
+from monai_rdad.visualize.writer import axis_across, slice_indices
 
 __all__ = ["Detector", "Prediction", "Versions", "bundle_folder"]
 
@@ -95,7 +96,8 @@ class Prediction(NamedTuple):
             them; "image": there is no calibration, so the highest 1 % of this very image is marked, whatever it shows;
             "request": given by the caller.
         scores: what goes into the JSON: "anomaly_score", with a calibration "p_value", "abnormal" and "alpha"; of a
-            volume "slice_scores" and "slice_axis", the axis of ``values`` that they belong to.
+            volume "slice_scores", None for slices without foreground, and "slice_axis", the axis of ``values`` that
+            they belong to.
         version: of the weights.
     """
 
@@ -174,6 +176,7 @@ class Detector:
         self._reduction = ScoreReduction(
             parser.get_parsed_content("score_mode"), parser.get_parsed_content("score_fraction")
         )
+        self._axis = int(parser.get_parsed_content("axes")[0])
         self._max_value = float(parser.get_parsed_content("max_value"))
         # few-shot bundles have none
         self._calibration: Calibration | None = (
@@ -201,15 +204,18 @@ class Detector:
             p_value = calibration.p_value(score, self.stratum)
             scores |= {"p_value": p_value, "abnormal": is_abnormal(p_value, self.alpha), "alpha": self.alpha}
         if volume and affine is not None:
-            axis, index = slice_order(affine, maps.shape[-1])
-            by_slice = self._reduction(maps[0].permute(3, 0, 1, 2)).tolist()
-            scores |= {"slice_axis": axis, "slice_scores": [s for _, s in sorted(zip(index, by_slice, strict=True))]}
-        source = "request"
+            planes = through_slices(maps)
+            seen = planes.flatten(1).any(1).tolist()  # slices without foreground were left out
+            by_slice = [s if there else None for s, there in zip(self._reduction(planes).tolist(), seen, strict=True)]
+            index = slice_indices(affine, self._axis, len(by_slice))
+            ordered = [s for _, s in sorted(zip(index, by_slice, strict=True), key=lambda pair: pair[0])]
+            scores |= {"slice_axis": axis_across(affine, self._axis)[0], "slice_scores": ordered}
+        origin = "request"
         if threshold is None:
-            threshold, source = self._threshold(values, calibration)
+            threshold, origin = self._threshold(values, calibration)
         assert self._loaded is not None
         version = self.versions.name_of(self._loaded)
-        return Prediction(values, affine, self._max_value, threshold, source, scores, version)
+        return Prediction(values, affine, self._max_value, threshold, origin, scores, version)
 
     def _threshold(self, values: NDArray[np.float32], calibration: Calibration | None) -> tuple[float, str]:
         if calibration is None:
