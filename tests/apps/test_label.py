@@ -318,6 +318,8 @@ def test_training_that_fails_leaves_nothing(copy, images, tmp_path):
 def test_what_cannot_be_trained_is_refused(copy, images):
     with pytest.raises(ValueError, match="1 images are marked normal, training needs at least 20"):
         train_version(copy, {str(images / "0.png"): "a"})
+    with pytest.raises(ValueError, match="pictures and volumes"):
+        train_version(copy, {str(images / name): name for name in ("0.png", "scan.nii.gz")}, min_images=2)
     (copy / "label").mkdir()
     with FileLock(copy / "label" / ".lock"), pytest.raises(RuntimeError, match="another training"):
         train_version(copy, {str(images / "0.png"): "a"}, min_images=1)

@@ -118,8 +118,8 @@ class Prediction(NamedTuple):
 class Detector:
     """Applies the inference of a bundle (its own network, preprocessing, inferer and postprocessing) to single images.
 
-    The network is read on the first call, and again when a new version of the weights was published. Calls from
-    several threads are done one after the other.
+    The network is read on the first call, and again when a new version of the weights was published. The last image's
+    result is kept. Calls from several threads are done one after the other.
 
     Args:
         folder: ``ckpt_dir`` of a finished training.
@@ -143,6 +143,7 @@ class Detector:
         self.area_alpha = area_alpha
         self.stratum = stratum
         self._loaded: Path | None = None
+        self._last: tuple[Any, Prediction] | None = None
         self._lock = threading.Lock()
 
     def __call__(self, image: str | os.PathLike[str], threshold: float | None = None) -> Prediction:
@@ -156,9 +157,17 @@ class Detector:
             FileNotFoundError: no such image, or no weights.
             ValueError: a broken image, or weights that do not belong to the bundle.
         """
+        path = os.fspath(image)
         with self._lock:
             self._load()
-            return self._predict(os.fspath(image), threshold)
+            # A viewer asks for scores, label map and heat map one after the other: one pass does for all.
+            key = (path, os.stat(path).st_mtime_ns, self._loaded) if os.path.exists(path) else None
+            if key is None or self._last is None or self._last[0] != key:
+                self._last = (key, self._predict(path))
+            prediction = self._last[1]
+        if threshold is None:
+            return prediction
+        return prediction._replace(threshold=threshold, threshold_source="request")
 
     def _load(self) -> None:
         newest = self.versions.newest()
@@ -185,7 +194,7 @@ class Detector:
         self._loaded = newest
 
     @torch.no_grad()
-    def _predict(self, path: str, threshold: float | None) -> Prediction:
+    def _predict(self, path: str) -> Prediction:
         item = self._preprocessing({"image": path, "name": os.path.basename(path)})
         image = item["image"]
         batch = convert_to_tensor(image, dtype=torch.float32, track_meta=False)[None].to(self.device)
@@ -210,9 +219,7 @@ class Detector:
             index = slice_indices(affine, self._axis, len(by_slice))
             ordered = [s for _, s in sorted(zip(index, by_slice, strict=True), key=lambda pair: pair[0])]
             scores |= {"slice_axis": axis_across(affine, self._axis)[0], "slice_scores": ordered}
-        origin = "request"
-        if threshold is None:
-            threshold, origin = self._threshold(values, calibration)
+        threshold, origin = self._threshold(values, calibration)
         assert self._loaded is not None
         version = self.versions.name_of(self._loaded)
         return Prediction(values, affine, self._max_value, threshold, origin, scores, version)

@@ -19,7 +19,7 @@ from monailabel.tasks.activelearning.random import Random
 from monailabel.utils.async_tasks.utils import tasks
 
 import monai_rdad
-from monai_rdad.apps.label.detector import Detector
+from monai_rdad.apps.label.detector import Detector, Prediction
 from monai_rdad.apps.label.reading import Datastore, next_image, normal_images, score_images, unscored
 from monai_rdad.apps.label.results import LABELS, result_json, result_suffix, write_heat_map, write_label_map
 from monai_rdad.apps.label.training import MIN_IMAGES, train_version
@@ -60,12 +60,19 @@ class _Infer(InferTask):
             if not request.get("result_write_to_file", True):
                 return None, result_json(prediction)
             suffix = result_suffix(prediction, request.get("result_extension"))
-            handle, path = tempfile.mkstemp(suffix, "monai_rdad-")  # MONAI Label deletes it when it was sent
-            os.close(handle)
-            self.write(path, prediction)
+            return self._write(prediction, suffix), result_json(prediction)
         except (ValueError, OSError, RuntimeError) as error:
             raise HTTPException(status_code=422, detail=str(root_cause(error))) from error
-        return path, result_json(prediction)
+
+    def _write(self, prediction: Prediction, suffix: str) -> str:
+        handle, path = tempfile.mkstemp(suffix, "monai_rdad-")  # MONAI Label deletes it when it was sent
+        os.close(handle)
+        try:
+            self.write(path, prediction)
+        except BaseException:
+            os.unlink(path)
+            raise
+        return path
 
 
 class _Scoring(ScoringMethod):

@@ -18,6 +18,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 
 from monai_rdad.apps.label.detector import Versions
 from monai_rdad.data import split_by_group
+from monai_rdad.data.probe import probe
 from monai_rdad.handlers import load_calibration, load_settings, load_weights
 from monai_rdad.utils import atomic_path
 
@@ -58,7 +59,8 @@ def train_version(
         false-positive rate at which so many calibration images can call an image abnormal.
 
     Raises:
-        ValueError: too few images, a few-shot model, or what the bundle raises about the images.
+        ValueError: too few images, pictures and volumes to calibrate on, a few-shot model, or what the bundle raises
+            about the images.
         RuntimeError: another training of the model is running.
     """
     versions = Versions(folder)
@@ -74,6 +76,11 @@ def train_version(
         raise ValueError(
             f"{len(images)} images are marked normal, training needs at least {min_images}. Mark more, or give a lower "
             "min_images."
+        )
+    if calibration > 0 and len({_is_volume(image) for image in images}) > 1:
+        raise ValueError(
+            "The images marked normal are pictures and volumes, and no calibration holds for both: give calibration 0, "
+            "or keep them in two studies folders."
         )
     versions.published.mkdir(exist_ok=True)
     lock = FileLock(versions.published / ".lock", timeout=0)
@@ -119,6 +126,13 @@ def train_version(
         groups = made.scores[""].n_groups if made else 0
     logger.info("version %s: trained on %d images, calibrated on %d", name, counts["training"], counts["calibration"])
     return {"version": name, **counts, "decides_at": 1 / (groups + 1) if groups else None}
+
+
+def _is_volume(image: str) -> bool:
+    try:
+        return sum(size > 1 for size in probe(image)) > 2
+    except (OSError, ValueError):
+        return False  # the training says what is wrong with it
 
 
 def _write_manifest(path: Path, images: Mapping[str, str], calibration: float, seed: int) -> dict[str, int]:
