@@ -15,7 +15,7 @@ step() { echo "== $1 ($((SECONDS - begin)) s)"; }
 
 # pip, with one line per package; everything that pip says is in $log.
 install() {
-    if ! "$venv/bin/python" -m pip install --disable-pip-version-check --no-input "$@" 2>&1 | tee -a "$log" \
+    if ! "$venv/bin/python" -m pip install --no-compile --disable-pip-version-check --no-input "$@" 2>&1 | tee -a "$log" \
         | awk '/^Collecting/ { n++; printf "  %d %s\n", n, $2; fflush() } /^Installing collected/ { print "  installing"; fflush() }'; then
         tail -n 20 "$log" >&2
         fail "pip install $* failed; all that it said is in $log"

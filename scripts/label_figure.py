@@ -12,9 +12,7 @@ import tempfile
 import urllib.request
 from pathlib import Path
 
-import nibabel
 import numpy as np
-from monai.transforms import Orientation
 from PIL import Image, ImageDraw
 
 from monai_rdad.data import phantom_dataset
@@ -22,7 +20,7 @@ from monai_rdad.transforms import ReadImage, ReadMask
 from monai_rdad.visualize.overlay import overlay
 from monai_rdad.visualize.reduce import color_scale
 
-EDGE, ROWS = 240, 3
+EDGE, ROWS = 240, 3  # px of a tile; slices: low, that with the highest score, high
 
 
 def post(url: str, image: Path, suffix: str = "") -> Path | dict:
@@ -54,14 +52,13 @@ def main() -> None:
     heat_map = post(f"{url}_heatmap?output=image", volume, ".nii.gz")
     print(json.dumps(scores, indent=2))
 
-    image = ReadImage()(volume)
-    values = np.asarray(Orientation("PLS", labels=None)(nibabel_map(heat_map, image)))[0]
+    image = np.asarray(ReadImage()(volume), np.float32)[0]
+    values = np.asarray(ReadImage()(heat_map))[0]
     marked = np.asarray(ReadMask()(label))[0]
     truth = np.asarray(ReadMask()(folder / "masks" / "volumes" / volume.name))[0]
-    pixels = np.asarray(image)[0] / 255.0
+    pixels = image / image.max()
     vmin, vmax = color_scale([values])
-    found = values.max((0, 1))
-    rows = sorted(np.argsort(-found)[:: max(1, len(found) // (2 * ROWS))][:ROWS].tolist())
+    rows = [1, int(values.max((0, 1)).argmax()), values.shape[-1] - 2]
     titles = ("image", "true lesion", "label map of the server", "heat map of the server")
     sheet = Image.new("RGB", (len(titles) * EDGE, ROWS * EDGE + 24), "white")
     draw = ImageDraw.Draw(sheet)
@@ -80,13 +77,6 @@ def main() -> None:
             sheet.paste(Image.fromarray(tile).resize((EDGE, EDGE)), (column * EDGE, 24 + row * EDGE))
         draw.text((6, 24 + row * EDGE + 4), f"slice {k}", fill="white", font_size=14)
     sheet.save(arguments.out, optimize=True)
-
-
-def nibabel_map(path: Path, image) -> object:
-    from monai.data import MetaTensor
-
-    read = nibabel.load(path)
-    return MetaTensor(read.get_fdata(dtype=np.float32)[None], affine=read.affine)
 
 
 if __name__ == "__main__":
