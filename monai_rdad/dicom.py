@@ -88,15 +88,15 @@ def read_stack(path: str) -> Stack:
         return Stack(tuple(files[i] for i in order), (), (*planes[0].size[::-1], len(files)), affine, True)
     header = headers[0]
     frames = int(header.get("NumberOfFrames") or 1)
-    planes = _frames(header) if frames > 1 else [_plane(header, os.path.basename(files[0]))]
     shape = (int(header.Columns), int(header.Rows), frames)
     order = list(range(frames)) if frames > 1 else []
+    planes = _frames(header) if frames > 1 else [_plane(header, os.path.basename(files[0]))]
     if len(planes) != frames or any(p.position is None or p.orientation is None for p in planes):
         # a radiograph, or a film: frames without a place in space
-        row, column = planes[0].spacing or (1.0, 1.0)
+        row, column = _floats(header.get("PixelSpacing")) or (1.0, 1.0)
         return Stack((files[0],), tuple(order), shape, RAS @ np.diag([column, row, 1.0, 1.0]), False)
-    order, affine = _stacked(planes)
-    return Stack((files[0],), tuple(order) if frames > 1 else (), shape, affine, True)
+    places, affine = _stacked(planes)
+    return Stack((files[0],), tuple(places) if frames > 1 else (), shape, affine, True)
 
 
 def _header(file: str) -> Any:

@@ -27,7 +27,7 @@ def real_data() -> Path:
 
 @pytest.fixture(scope="session")
 def write_dicom() -> Callable[..., Path]:
-    """Writer of one uncompressed DICOM file from an array (rows, columns[, 3])."""
+    """Writer of one uncompressed DICOM file from an array (rows, columns[, 3]); None removes an attribute."""
 
     def write(
         path: Path,
@@ -37,6 +37,7 @@ def write_dicom() -> Callable[..., Path]:
         photometric: str = "MONOCHROME2",
         rescale: tuple[float, float] | None = None,
         number: int = 1,
+        **attributes: Any,
     ) -> Path:
         from pydicom.dataset import FileDataset, FileMetaDataset
         from pydicom.uid import ExplicitVRLittleEndian, generate_uid
@@ -64,6 +65,11 @@ def write_dicom() -> Callable[..., Path]:
         if rescale is not None:
             data.RescaleSlope, data.RescaleIntercept = rescale
         data.PixelData = pixels.tobytes()
+        for name, value in attributes.items():
+            if value is None:
+                delattr(data, name)
+            else:
+                setattr(data, name, value)
         data.save_as(str(path))
         return path
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from pathlib import Path
 from typing import Any
@@ -87,8 +88,7 @@ def write_dicom_map(path: Path, source: str, anomaly_map: NDArray[np.float32]) -
             _frames(anomaly_map, stack).astype(np.float32),
             contains_recognizable_visual_features=False,
             real_world_value_mappings=[mapping],
-            window_center=(low + high) / 2,
-            window_width=max(high - low, 1e-6),
+            **_window(hd, (low + high) / 2, max(high - low, 1e-6)),
             content_label="ANOMALY_MAP",
             content_description="Anomaly map",
             **_common(hd, MAP_SERIES, "Anomaly map"),
@@ -154,6 +154,8 @@ def _source(path: str) -> tuple[Stack, list[Any]]:
     if not stack.located or any(not image.get("FrameOfReferenceUID") for image in images):
         return stack, []
     for image in images:
+        if not image.get("SliceThickness"):  # may be empty in the source, but not in what is made of it
+            image.SliceThickness = float(np.linalg.norm(stack.affine[:3, 2]))
         for keyword in MAY_BE_EMPTY:
             if keyword not in image:
                 setattr(image, keyword, "")
@@ -164,6 +166,13 @@ def _frames(values: NDArray[Any], stack: Stack) -> NDArray[Any]:
     """Planes (frames, rows, columns), of a multi-frame source in the order of its frames."""
     planes = values[None] if values.ndim == 2 else values.transpose(2, 1, 0)
     return planes[np.argsort(stack.frames)] if stack.frames else planes
+
+
+def _window(hd: Any, center: float, width: float) -> dict[str, Any]:
+    """How a viewer shows the map at first, as the installed highdicom wants to be told."""
+    if "voi_lut_transformations" in inspect.signature(hd.pm.ParametricMap).parameters:
+        return {"voi_lut_transformations": [hd.VOILUTTransformation(window_center=center, window_width=width)]}
+    return {"window_center": center, "window_width": width}
 
 
 def _common(hd: Any, number: int, description: str) -> dict[str, Any]:
