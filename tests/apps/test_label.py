@@ -305,6 +305,18 @@ def test_training_publishes_a_version_and_the_detector_takes_it(copy, images):
     np.testing.assert_array_equal(detector(images / "7.png").values, before.values)
 
 
+def test_volumes_train_and_calibrate_by_their_slices(copy, images, tmp_path):
+    for i in range(3):
+        slices = [phantom_slice(np.random.default_rng(10 * i + k), lesion=False, size=48)[0] for k in range(3)]
+        nibabel.save(nibabel.Nifti1Image(np.stack(slices).astype(np.float32), OBLIQUE), tmp_path / f"{i}.nii.gz")
+    normals = {str(tmp_path / f"{i}.nii.gz"): str(i) for i in range(3)}
+    result = train_version(copy, normals, max_epochs=1, calibration=0.34, min_images=3, device="cpu")
+    assert (result["training"], result["calibration"], result["decides_at"]) == (2, 1, 0.5)
+    found = Detector(copy, device="cpu")(images / "scan.nii.gz")
+    assert found.version == result["version"] and found.scores["p_value"] in (0.5, 1.0)
+    assert found.threshold_source == "calibration_maximum"
+
+
 def test_training_that_fails_leaves_nothing(copy, images, tmp_path):
     Image.fromarray(np.zeros((80, 72), np.uint8)).save(tmp_path / "constant.png")
     normals = {str(path): path.name for path in (images / "0.png", images / "1.png", tmp_path / "constant.png")}
