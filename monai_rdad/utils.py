@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import site
 import sys
 import tempfile
 import traceback
@@ -14,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
-__all__ = ["atomic_path", "file_sha256", "one_of", "root_cause", "show_root_cause"]
+__all__ = ["atomic_path", "file_sha256", "installed_folder", "one_of", "root_cause", "show_root_cause"]
 
 
 def file_sha256(path: str | os.PathLike[str]) -> str:
@@ -24,6 +25,23 @@ def file_sha256(path: str | os.PathLike[str]) -> str:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def installed_folder(name: str) -> Path:
+    """A folder that belongs to the package without being Python: ``bundles`` or ``data_manifests``.
+
+    Args:
+        name: of the folder.
+
+    Returns:
+        that of the repository, where the package runs from one; else the installed one, ``share/monai_rdad/<name>`` of
+        the environment or, after ``pip install --user``, of the user. Whether it exists is not checked.
+    """
+    beside = Path(__file__).resolve().parents[1] / name
+    if beside.is_dir():
+        return beside
+    installed = [Path(base) / "share" / "monai_rdad" / name for base in (sys.prefix, site.getuserbase())]
+    return next((folder for folder in installed if folder.is_dir()), installed[0])
 
 
 def one_of(name: str, value: str, choices: Sequence[str]) -> str:

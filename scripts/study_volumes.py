@@ -40,7 +40,7 @@ TASKS: dict[str, dict[str, Any]] = {
         "train": {"image": f"{LGG[0]}/flair.nii.gz", "exclude": f"{LGG[0]}/tumor_mask.nii.gz"},
         "test": {"image": f"{LGG[1]}/flair.nii.gz", "mask": f"{LGG[1]}/tumor_mask.nii.gz"},
         "axis": 2,
-        "epochs": 200,
+        "epochs": 40,
     },
     "t1": {"train": {"image": "healthy/chris_t1.nii.gz"}, "test": {"image": "dicom_t1_sag"}, "axis": 0, "epochs": 5},
 }

@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-import traceback
 from collections.abc import Sequence
 from importlib import import_module
 
 import monai_rdad
-from monai_rdad.utils import root_cause
+from monai_rdad.apps.command import describe_error
 
 __all__ = ["GROUPS", "main"]
 
-GROUPS = ("manifest", "label")
+GROUPS = ("manifest", "benchmark", "label")
 """Modules of ``monai_rdad.apps`` with commands, in the order of the help."""
 
 
@@ -45,22 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if parsed.debug:
             raise
-        print(f"monai-rdad: {_one_line(_cause(error))}", file=sys.stderr)
+        print(f"monai-rdad: {describe_error(error)}", file=sys.stderr)
         return 1
-
-
-def _cause(error: BaseException) -> BaseException:
-    """An error of this package says what its cause means; the wrappers of MONAI only say where they were."""
-    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    own = str(frames[-1].f_globals.get("__name__", "")).startswith("monai_rdad.") if frames else False
-    return error if own else root_cause(error)
-
-
-def _one_line(error: BaseException) -> str:
-    expected = isinstance(error, (ValueError, OSError, ImportError))
-    kind = "" if expected else f"{type(error).__name__}: "
-    hint = "" if expected else " (--debug shows where)"
-    return kind + " ".join(str(error).replace("\n  - ", " | ").split()) + hint
 
 
 if __name__ == "__main__":

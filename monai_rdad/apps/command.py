@@ -4,10 +4,13 @@
 from __future__ import annotations
 
 import argparse
+import traceback
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["Run", "add_command", "add_group"]
+from monai_rdad.utils import root_cause
+
+__all__ = ["Run", "add_command", "add_group", "describe_error"]
 
 Run = Callable[[argparse.Namespace], int | None]
 
@@ -43,3 +46,15 @@ def add_command(commands: Any, name: str, run: Run, help_text: str) -> argparse.
     parser.add_argument("--debug", action="store_true", help="show the whole traceback of an error")
     parser.set_defaults(run=run)
     return parser
+
+
+def describe_error(error: BaseException) -> str:
+    """An error in one line: what is wrong, not where. Kinds that no user can cause are named."""
+    # An error of this package says what its cause means; the wrappers of MONAI only say where they were.
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    own = str(frames[-1].f_globals.get("__name__", "")).startswith("monai_rdad.") if frames else False
+    cause = error if own else root_cause(error)
+    expected = isinstance(cause, (ValueError, OSError, ImportError))
+    kind = "" if expected else f"{type(cause).__name__}: "
+    hint = "" if expected else " (--debug shows where)"
+    return kind + " ".join(str(cause).replace("\n  - ", " | ").split()) + hint

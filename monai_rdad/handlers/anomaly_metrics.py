@@ -10,6 +10,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,11 +24,12 @@ from monai_rdad.handlers.calibration import Calibration
 from monai_rdad.metrics import (
     PixelAccumulator,
     bootstrap_image_metrics,
-    bootstrap_pixel_metrics,
     bootstrap_rate,
     group_strata,
     image_metrics,
     is_abnormal,
+    resample_pixel_metrics,
+    resampled_intervals,
 )
 from monai_rdad.transforms.slices.array import through_slices
 from monai_rdad.utils import atomic_path
@@ -115,7 +117,7 @@ class AnomalyMetrics:
         bootstrap: number of resamples; 0 for no intervals.
         pixel: whether to evaluate masks.
         seed: seed of the resamples.
-        output_dir: folder for metrics.json and scores.csv, written when the epoch is complete, by rank 0 only.
+        output_dir: folder for what :meth:`write` writes, when the epoch is complete, by rank 0 only.
         calibration: of the network, or None; not used, with a warning, where it is of volumes and the maps are of
             images, or the other way round.
         alpha: nominal false-positive rate of images.
@@ -155,21 +157,32 @@ class AnomalyMetrics:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._complete)
 
     def write(self, output_dir: str | os.PathLike[str]) -> None:
-        """Write metrics.json (figures that do not exist are null) and scores.csv (an :class:`ImageScore` per image).
+        """Write what comes of the evaluation.
 
-        Of volumes with masks also slices.csv (a :class:`SliceScore` per slice).
+        - ``scores.csv``: an :class:`ImageScore` per image;
+        - ``slices.csv``, for volumes with masks: a :class:`SliceScore` per slice;
+        - ``pixel_resamples.npz``, with masks and a bootstrap: each pixel metric in each resample, from which two
+          methods are compared pair by pair;
+        - ``metrics.json``: all figures, null for those that do not exist. It comes last.
         """
+        _write_csv(os.path.join(output_dir, "scores.csv"), ImageScore._fields, self.scores)
+        Path(output_dir, "slices.csv").unlink(missing_ok=True)  # of an earlier evaluation
+        if self._slices:
+            _write_csv(os.path.join(output_dir, "slices.csv"), SliceScore._fields, sorted(self._slices))
+        Path(output_dir, "pixel_resamples.npz").unlink(missing_ok=True)
+        if self._resampled:
+            with atomic_path(os.path.join(output_dir, "pixel_resamples.npz")) as path:
+                arrays: dict[str, Any] = dict(self._resampled)
+                np.savez(path, **arrays)
         figures = {k: v if math.isfinite(v) else None for k, v in self._metrics.items()}
         with atomic_path(os.path.join(output_dir, "metrics.json")) as path:
             path.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-        _write_csv(os.path.join(output_dir, "scores.csv"), ImageScore._fields, self.scores)
-        if self._slices:
-            _write_csv(os.path.join(output_dir, "slices.csv"), SliceScore._fields, sorted(self._slices))
 
     def _reset(self) -> None:
         self._rows: list[ImageScore] = []
         self._slices: list[SliceScore] = []
         self._names: set[str] = set()
+        self._resampled: dict[str, NDArray[np.float64]] = {}
         self._pixels = PixelAccumulator(by_group=self.bootstrap > 0)
         # The last batch waits here: only it can hold the image that pads this rank's share of a DistributedSampler.
         self._pending: list[_Sample] = []
@@ -274,7 +287,8 @@ class AnomalyMetrics:
         strata = group_strata(groups, labels)
         if self.bootstrap:
             intervals = bootstrap_image_metrics(scores, labels, groups, self.bootstrap, self.seed)
-            intervals |= bootstrap_pixel_metrics(self._pixels, strata, self.bootstrap, self.seed)
+            self._resampled = resample_pixel_metrics(self._pixels, strata, self.bootstrap, self.seed)
+            intervals |= resampled_intervals(self._resampled)
             for name, (low, high) in intervals.items():
                 figures |= {f"{name}_ci_low": low, f"{name}_ci_high": high}
         figures |= self._slice_figures() | self._decision_figures()

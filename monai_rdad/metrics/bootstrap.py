@@ -21,9 +21,19 @@ from numpy.typing import ArrayLike, NDArray
 from monai_rdad.metrics.image import check_scores, image_curve_figures, score_histograms
 from monai_rdad.metrics.pixel import PixelAccumulator, pixel_curve_figures
 
-__all__ = ["bootstrap_image_metrics", "bootstrap_rate", "bootstrap_pixel_metrics", "group_strata", "resampling_weights"]
+__all__ = [
+    "bootstrap_image_metrics",
+    "bootstrap_pixel_metrics",
+    "bootstrap_rate",
+    "group_strata",
+    "resample_image_metrics",
+    "resample_pixel_metrics",
+    "resampling_weights",
+    "resampled_intervals",
+]
 
 Intervals = dict[str, tuple[float, float]]
+Resampled = dict[str, NDArray[np.float64]]
 
 _CHUNK = 50  # resamples at a time: bounds the memory of their curves to tens of megabytes
 
@@ -82,14 +92,37 @@ def bootstrap_image_metrics(
     Raises:
         ValueError: as `monai_rdad.metrics.image_metrics`.
     """
-    values, abnormal = check_scores(scores, labels)
-    strata = group_strata(groups, abnormal)
+    resampled = resample_image_metrics([scores], labels, groups, resamples, seed)
+    return resampled_intervals({name: values[:, 0] for name, values in resampled.items()})
+
+
+def resample_image_metrics(
+    scores: Sequence[ArrayLike], labels: ArrayLike, groups: Sequence[str], resamples: int = 1000, seed: int = 0
+) -> Resampled:
+    """`monai_rdad.metrics.IMAGE_METRICS` of several scores of the same images in each resample.
+
+    Args:
+        scores: K rows of N finite numbers. All are resampled alike, so that differences between them are paired.
+        labels: 0 normal, 1 abnormal, (N,).
+        groups: group of each image, N of them; an image's own name where it has no group.
+        resamples: number of resamples.
+        seed: seed of the resamples.
+
+    Returns:
+        float64 (resamples, K) by name.
+
+    Raises:
+        ValueError: as `monai_rdad.metrics.image_metrics`.
+    """
+    rows = [check_scores(row, labels) for row in scores]
+    strata = group_strata(groups, labels)
     of_image = np.unique(np.asarray(groups, dtype=str), return_inverse=True)[1]
-    blocks = [
-        image_curve_figures(*score_histograms(values, abnormal, weights[:, of_image]))
-        for weights in resampling_weights(list(strata.values()), resamples, seed)
-    ]
-    return _intervals(blocks)
+    blocks: list[Resampled] = []
+    for weights in resampling_weights(list(strata.values()), resamples, seed):
+        drawn = weights[:, of_image]
+        figures = [image_curve_figures(*score_histograms(values, abnormal, drawn)) for values, abnormal in rows]
+        blocks.append({name: np.stack([f[name] for f in figures], axis=1) for name in figures[0]})
+    return _joined(blocks)
 
 
 def bootstrap_rate(
@@ -110,13 +143,27 @@ def bootstrap_rate(
         {"rate": (weights @ totals) / (weights @ sizes)}
         for weights in resampling_weights([0] * names.size, resamples, seed)
     ]
-    return _intervals(blocks)["rate"]
+    return resampled_intervals(_joined(blocks))["rate"]
 
 
 def bootstrap_pixel_metrics(
     pixels: PixelAccumulator, strata: Mapping[str, int], resamples: int = 1000, seed: int = 0
 ) -> Intervals:
-    """95 % intervals of `monai_rdad.metrics.PIXEL_METRICS`, from the group histograms of an accumulator.
+    """95 % intervals of `monai_rdad.metrics.PIXEL_METRICS`: those of `resample_pixel_metrics`, same arguments.
+
+    Returns:
+        (lower, upper) by name; empty where the accumulator gives no figures.
+    """
+    return resampled_intervals(resample_pixel_metrics(pixels, strata, resamples, seed))
+
+
+def resample_pixel_metrics(
+    pixels: PixelAccumulator, strata: Mapping[str, int], resamples: int = 1000, seed: int = 0
+) -> Resampled:
+    """`monai_rdad.metrics.PIXEL_METRICS` in each resample, from the group histograms of an accumulator.
+
+    The resamples are a function of groups, strata, number and seed alone: figures of two methods on the same images are
+    paired, resample by resample.
 
     Args:
         pixels: an accumulator made with `by_group=True`.
@@ -125,25 +172,36 @@ def bootstrap_pixel_metrics(
         seed: seed of the resamples.
 
     Returns:
-        (lower, upper) by name; empty where the accumulator gives no figures.
+        float64 (resamples,) by name; empty where the accumulator gives no figures.
     """
     if not pixels.compute():
         return {}
     names, dense = pixels.dense_groups()
     flat = dense.reshape(len(names), -1)
-    blocks = [
-        pixel_curve_figures((weights @ flat).reshape(-1, *dense.shape[1:]))
-        for weights in resampling_weights([strata[n] for n in names], resamples, seed)
-    ]
-    return _intervals(blocks)
+    return _joined(
+        [
+            pixel_curve_figures((weights @ flat).reshape(-1, *dense.shape[1:]))
+            for weights in resampling_weights([strata[n] for n in names], resamples, seed)
+        ]
+    )
 
 
-def _intervals(blocks: list[dict[str, NDArray[Any]]]) -> Intervals:
-    """2.5th and 97.5th percentile over all resamples that have a value."""
+def resampled_intervals(resampled: Mapping[str, NDArray[np.floating[Any]]]) -> Intervals:
+    """95 % percentile intervals of figures that were resampled.
+
+    Args:
+        resampled: (resamples,) by name; values that are NaN are left out.
+
+    Returns:
+        (lower, upper) by name; NaN where there is no value.
+    """
     result = {}
-    for name in blocks[0]:
-        values = np.concatenate([block[name] for block in blocks])
-        values = values[np.isfinite(values)]
-        low, high = np.percentile(values, (2.5, 97.5)) if values.size else (np.nan, np.nan)
+    for name, values in resampled.items():
+        finite = values[np.isfinite(values)]
+        low, high = np.percentile(finite, (2.5, 97.5)) if finite.size else (np.nan, np.nan)
         result[name] = (float(low), float(high))
     return result
+
+
+def _joined(blocks: list[Resampled]) -> Resampled:
+    return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}

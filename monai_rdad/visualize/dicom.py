@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import math
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,8 @@ def require_highdicom() -> Any:
         raise ImportError(
             "DICOM output needs highdicom: pip install 'monai_rdad[dicom]', or leave out --dicom."
         ) from error
+    # it logs the UIDs of the source's images at the level of information
+    logging.getLogger("highdicom").setLevel(logging.WARNING)
     return highdicom
 
 

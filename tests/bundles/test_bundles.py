@@ -440,3 +440,32 @@ def test_no_model_yet_says_so(checkout, tiny_set):
         f"--input={tiny_set}/testing", cwd=checkout, expect=1,
     )  # fmt: skip
     assert "Train first" in out.strip().split("\nError: ")[-1]
+
+
+def test_no_output_names_the_patient(tmp_path, write_dicom, caplog, capfd):
+    """Training, evaluation and inference on DICOM: tables, pages, MLflow and logs know no patient."""
+    pytest.importorskip("highdicom")
+    patient = {"PatientName": "Doe^Jane", "PatientID": "PID-4711", "PatientBirthDate": "19700102"}
+    patient |= {"AccessionNumber": "ACC-8", "InstitutionName": "Hospital of Nowhere", "FrameOfReferenceUID": "1.2.77"}
+    data, root = tmp_path / "data", tmp_path / "root"
+    for i, name in enumerate(("one", "two")):
+        (data / name).mkdir(parents=True)
+        array = phantom_volume(np.random.default_rng(i), lesion=False, shape=(64, 64, 3))[0]
+        for k in range(3):
+            pixels, place = array[..., k].T.astype(np.uint16), (0, 0, 5 * k)
+            attributes = patient | {"SeriesInstanceUID": f"1.2.826.0.9{i}", "StudyInstanceUID": f"1.2.826.0.8{i}"}
+            write_dicom(data / name / f"{k}.dcm", pixels.copy(), position=place, number=k, **attributes)
+    splits = {"training": ["one"], "testing": ["two"]}
+    manifest = {split: [{"image": name, "label": 0} for name in names] for split, names in splits.items()}
+    (data / "manifest.json").write_text(json.dumps(manifest))
+    settings = TINY | {"max_epochs": 1, "bundle_root": str(root), "dataset_dir": str(data)}
+    run("rd4ad", "train", **settings)
+    run("rd4ad", "train", "evaluate", bootstrap=0, **settings)
+    outputs = {"input": str(data), "dataset_dir": ".", "output_dir": str(root / "out"), "bundle_root": str(root)}
+    run("rd4ad", "inference", dicom=True, lesion_threshold=0.01, **outputs)
+    assert (root / "out" / "two_map.dcm").is_file() and (root / "out" / "two_seg.dcm").is_file()
+    texts = {str(p): p.read_bytes() for p in root.rglob("*") if p.is_file() and p.suffix not in (".dcm", ".pt")}
+    assert any(name.endswith("mlruns.db") for name in texts) and any(name.endswith("result.html") for name in texts)
+    texts |= {"log": caplog.text.encode(), "streams": "".join(capfd.readouterr()).encode()}
+    secrets = [v for k, v in patient.items() if k != "FrameOfReferenceUID"] + ["1.2.826.0"]
+    assert [(n, s) for n, text in texts.items() for s in secrets if s.encode() in text] == []

@@ -59,7 +59,12 @@ def test_metrics_names_counts_and_files(tmp_path):
     assert [row["name"] for row in rows] == [item["name"] for item in data]
     expected_row = {"name": "scan/02.png", "group": "patient1", "label": "0", "score": repr(scores[2])}
     assert rows[2] == expected_row | {"p_value": "", "area": ""}
-    assert sorted(p.name for p in (tmp_path / "new" / "folder").iterdir()) == ["metrics.json", "scores.csv"]
+    with np.load(tmp_path / "new" / "folder" / "pixel_resamples.npz") as drawn:
+        assert set(drawn) == set(PIXEL_METRICS)
+        interval = tuple(np.percentile(drawn["aupro_0.3"], (2.5, 97.5)))
+    assert (metrics["aupro_0.3_ci_low"], metrics["aupro_0.3_ci_high"]) == interval
+    left = sorted(p.name for p in (tmp_path / "new" / "folder").iterdir())
+    assert left == ["metrics.json", "pixel_resamples.npz", "scores.csv"]
 
 
 def test_order_and_batches_change_nothing():

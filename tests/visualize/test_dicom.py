@@ -168,7 +168,10 @@ def test_objects_join_the_study_and_nothing_else_names_the_patient(
             assert result[keyword].value == first[keyword].value
         assert result.FrameOfReferenceUID == first.FrameOfReferenceUID
         assert result.SeriesInstanceUID != first.SeriesInstanceUID and "InstitutionName" not in result
-    secrets = [str(v) for k, v in PATIENT.items() if k not in ("PatientSex", "FrameOfReferenceUID", "SeriesNumber")]
+    uid = first.SOPInstanceUID
+    secrets = [uid] + [
+        str(v) for k, v in PATIENT.items() if k not in ("PatientSex", "FrameOfReferenceUID", "SeriesNumber")
+    ]
     texts = {path.name: path.read_bytes() for path in out.iterdir() if path.suffix != ".dcm"}
     assert len(texts) == 6
     texts |= {"log": caplog.text.encode(), "streams": "".join(capfd.readouterr()).encode()}
