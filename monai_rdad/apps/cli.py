@@ -17,7 +17,7 @@ from monai_rdad.apps.command import Help, describe_error
 
 __all__ = ["GROUPS", "build_parser", "main"]
 
-GROUPS = ("methods", "check", "benchmark", "report", "export", "manifest", "completion")
+GROUPS = ("methods", "check", "benchmark", "report", "export", "label", "manifest", "completion")
 """Modules of ``monai_rdad.apps`` with commands, in the order of the help."""
 
 

@@ -10,7 +10,7 @@ from monai_rdad.handlers.mlflow import AnomalyMLFlow
 from monai_rdad.handlers.progress import Progress
 from monai_rdad.handlers.prototypes import PrototypeUsage
 from monai_rdad.handlers.support import EpisodeMonitor, SupportSet
-from monai_rdad.handlers.trained import TrainedCheckpointLoader, load_data_record, load_settings
+from monai_rdad.handlers.trained import TrainedCheckpointLoader, load_data_record, load_settings, load_weights
 from monai_rdad.handlers.training import GradientClipping, MomentumUpdate
 
 __all__ = [
@@ -29,4 +29,5 @@ __all__ = [
     "load_calibration",
     "load_data_record",
     "load_settings",
+    "load_weights",
 ]

@@ -18,7 +18,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from monai_rdad.utils import atomic_path
 
-__all__ = ["TrainedCheckpointLoader", "load_data_record", "load_settings", "save_trained"]
+__all__ = ["TrainedCheckpointLoader", "load_data_record", "load_settings", "load_weights", "save_trained"]
 
 WEIGHTS, SETTINGS, CALIBRATION = "model.pt", "model.json", "calibration.json"
 _DATA = "data"  # entry of model.json that is no setting
@@ -93,6 +93,24 @@ def _read_settings(ckpt_dir: str | os.PathLike[str]) -> dict[str, Any]:
     return dict(json.loads(_find(ckpt_dir, SETTINGS).read_text(encoding="utf-8")))
 
 
+def load_weights(ckpt_dir: str | os.PathLike[str], network: nn.Module) -> None:
+    """Load ``model.pt`` into a network that takes exactly these weights.
+
+    Raises:
+        FileNotFoundError: no finished training has left weights there.
+        ValueError: they cannot be read, or belong to another network.
+    """
+    path = _find(ckpt_dir, WEIGHTS)
+    try:
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(f"{path} cannot be read as weights ({error}). Train again.") from error
+    try:
+        network.load_state_dict(weights)
+    except Exception as error:
+        raise ValueError(f"{path} belongs to another network; use the settings it was trained with: {error}") from error
+
+
 class TrainedCheckpointLoader:
     """Ignite handler that loads ``model.pt`` into the network when an evaluator starts.
 
@@ -101,8 +119,7 @@ class TrainedCheckpointLoader:
         network: takes exactly these weights; may be wrapped for distributed evaluation.
 
     Raises:
-        FileNotFoundError: (at the start) no finished training has left weights there.
-        ValueError: (at the start) they cannot be read, or belong to another network.
+        FileNotFoundError, ValueError: (at the start) see :func:`load_weights`.
     """
 
     def __init__(self, ckpt_dir: str | os.PathLike[str], network: nn.Module) -> None:
@@ -114,17 +131,7 @@ class TrainedCheckpointLoader:
         engine.add_event_handler(Events.STARTED, self._started)
 
     def _started(self, engine: Engine) -> None:
-        path = _find(self.ckpt_dir, WEIGHTS)
-        try:
-            weights = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:
-            raise ValueError(f"{path} cannot be read as weights ({error}). Train again.") from error
-        try:
-            self.network.load_state_dict(weights)
-        except Exception as error:
-            raise ValueError(
-                f"{path} belongs to another network; use the settings it was trained with: {error}"
-            ) from error
+        load_weights(self.ckpt_dir, self.network)
 
 
 def _find(ckpt_dir: str | os.PathLike[str], name: str) -> Path:

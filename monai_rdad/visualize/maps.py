@@ -8,6 +8,8 @@ import os
 import numpy as np
 from numpy.typing import NDArray
 
+from monai_rdad.utils import atomic_path
+
 __all__ = ["read_map", "write_map"]
 
 TEXT_KEY = "monai_rdad max_value"
@@ -15,6 +17,8 @@ TEXT_KEY = "monai_rdad max_value"
 
 def write_map(path: str | os.PathLike[str], values: NDArray[np.floating], max_value: float, bits: int = 16) -> None:
     """Write a map as a grey PNG: value = pixel / (2 ** ``bits`` - 1) * ``max_value``, which stands in the file.
+
+    The file is complete or not there at all.
 
     Args:
         path: of the PNG.
@@ -29,7 +33,8 @@ def write_map(path: str | os.PathLike[str], values: NDArray[np.floating], max_va
     pixels = levels.astype(np.uint8 if bits == 8 else np.uint16)
     info = PngInfo()
     info.add_text(TEXT_KEY, repr(float(max_value)))
-    Image.fromarray(pixels).save(path, format="PNG", pnginfo=info)
+    with atomic_path(path) as temporary:
+        Image.fromarray(pixels).save(temporary, format="PNG", pnginfo=info)
 
 
 def read_map(path: str | os.PathLike[str]) -> NDArray[np.float32]:

@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +16,7 @@ from monai_rdad.formats import file_kind
 from monai_rdad.metrics import find_lesions
 from monai_rdad.utils import atomic_path
 
-__all__ = ["LesionRow", "SliceRow", "lesion_rows", "slice_indices", "volume_record", "write_nifti"]
+__all__ = ["LesionRow", "SliceRow", "axis_across", "lesion_rows", "slice_indices", "volume_record", "write_nifti"]
 
 
 class SliceRow(NamedTuple):
@@ -60,7 +60,7 @@ class LesionRow(NamedTuple):
     voxels: int
 
 
-def _axis_across(affine: NDArray[np.float64], axis: int) -> tuple[int, int]:
+def axis_across(affine: NDArray[np.float64], axis: int) -> tuple[int, int]:
     """The array's axis that is closest to an axis of the body, and 1 if both grow the same way, else -1."""
     orientation = io_orientation(affine)
     k = int(np.flatnonzero(orientation[:, 0] == axis)[0])
@@ -70,14 +70,14 @@ def _axis_across(affine: NDArray[np.float64], axis: int) -> tuple[int, int]:
 def slice_indices(affine: NDArray[np.float64], axis: int, count: int) -> list[int]:
     """Per slice of the view its index in the input, whose axis may count the other way."""
     order = list(range(count))
-    return order if _axis_across(affine, axis)[1] > 0 else order[::-1]
+    return order if axis_across(affine, axis)[1] > 0 else order[::-1]
 
 
 def lesion_rows(
     name: str, values: NDArray[np.float32], affine: NDArray[np.float64], axis: int, threshold: float
 ) -> list[LesionRow]:
     """Rows of the lesions in the map of a volume, see :func:`~monai_rdad.metrics.find_lesions`."""
-    across = _axis_across(affine, axis)[0]
+    across = axis_across(affine, axis)[0]
     return [
         LesionRow(name, i, f.x, f.y, f.z, f.volume_ml, f.peak, f.peak_voxel[across], f.voxels)
         for i, f in enumerate(find_lesions(values, affine, threshold), 1)
@@ -97,8 +97,17 @@ def volume_record(
     }
 
 
-def write_nifti(path: Path, values: NDArray[np.float32], affine: NDArray[np.float64], source: str) -> None:
-    """The map in its input's frame of reference: sform and qform have the input's codes, for DICOM the scanner's."""
+def write_nifti(
+    path: str | os.PathLike[str], values: NDArray[Any], affine: NDArray[np.float64], source: str = ""
+) -> None:
+    """Write an array (X, Y, Z) as NIfTI of the same type, complete or not at all.
+
+    Args:
+        path: of the NIfTI file.
+        values: of the voxels.
+        affine: in mm, RAS+.
+        source: the input, whose frame of reference it is: sform and qform have its codes, for DICOM the scanner's.
+    """
     import nibabel
 
     image: Any = nibabel.Nifti1Image(values, affine)

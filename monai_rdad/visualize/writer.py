@@ -296,8 +296,7 @@ class PredictionWriter:
     def _write_png(self, path: Path, values: NDArray[np.float32], name: str) -> None:
         if values.max() > self.max_value:
             logger.warning("%s: its map reaches %.3g; the PNG cuts values above %g", name, values.max(), self.max_value)
-        with atomic_path(path) as temporary:
-            write_map(temporary, values, self.max_value)
+        write_map(path, values, self.max_value)
 
     def _tiles(self, image: torch.Tensor, pred: MetaTensor, scores: Sequence[float | str]) -> list[_Tile]:
         """Tiles of the slices with the highest scores in the order of the volume, or of a volume one voxel thick."""
