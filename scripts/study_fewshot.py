@@ -5,8 +5,8 @@ For each data set and seed the bundle ``d24fad`` is trained once on all other se
 and each draw of them from the left-out set's normal training images, its test images are judged by
 
 - every form of the method that ``--forms`` names, each trained with its own settings;
-- ``neighbour``, the distance of the teacher's features to the nearest features of the supports, at the same pixel and
-  in the method's window: nothing is learned;
+- ``neighbour``, the distance of the teacher's features to the nearest features of the supports, at the same pixel, in
+  a window, and everywhere: nothing is learned;
 - ``rd4ad``, trained on the supports alone for a fixed number of steps.
 
 One JSON line per organ, seed and number of supports, with a figure per draw, is appended to ``results.jsonl`` in the
@@ -37,12 +37,20 @@ from torch import Tensor, nn
 SCORES = ("max", "mean", "top")
 TOP = 0.1  # of the pixels, in the score "top"
 # settings of the network that differ from the bundle's defaults
-PUBLISHED = {"compare": "student", "weighting": "distances", "logits": "published", "match_window": 0}
+PUBLISHED = {
+    "compare": "student",
+    "weighting": "distances",
+    "logits": "published",
+    "match_window": 0,
+    "pooled": False,
+    "whole_maps": True,
+}
 FORMS: dict[str, dict[str, Any]] = {
     "default": {},
     "published": PUBLISHED | {"self_distillation": 1.0, "distillation": 0.1},
-    "student": {"compare": "student", "weighting": "distances", "distillation": 1.0},
 }
+
+BASELINES = ("neighbour", "neighbour_window1", "neighbour_everywhere", "rd4ad")
 
 
 class Organ:
@@ -141,24 +149,38 @@ def trained(form: dict[str, Any], organs: list[Organ], held: str, seed: int, arg
 
 def rd4ad(organ: Organ, args: argparse.Namespace, device: torch.device) -> Judge:
     """RD4AD trained on the supports, all of them in every step."""
+    from monai_rdad.features import FeaturePairs
     from monai_rdad.inferers import AnomalyMap
     from monai_rdad.losses import CosineDistillationLoss
     from monai_rdad.networks.nets import RD4AD
+    from monai_rdad.networks.nets.rd4ad import build_student
+    from monai_rdad.networks.precision import mixed_precision
+
+    # the teacher is frozen: test images pass through it once for all draws, supports once per draw
+    network = RD4AD(args.encoder, args.weights).to(device).eval()
+    teacher, anomaly_map, size = network.teacher, AnomalyMap(network), organ.images.shape[2]
+    with torch.no_grad(), mixed_precision(device, "auto"):
+        tests = [teacher(x.to(device).float() / 255) for x in organ.images.split(16)]
 
     def judge(support: Tensor, draw: int) -> Tensor:
         torch.manual_seed(draw)
-        network = RD4AD(args.encoder, args.weights).to(device)
-        parameters = [p for p in network.parameters() if p.requires_grad]
+        bottleneck, decoder = (
+            part.to(device, memory_format=torch.channels_last).train() for part in build_student(args.encoder)
+        )
+        parameters = [*bottleneck.parameters(), *decoder.parameters()]
         optimizer = torch.optim.Adam(parameters, lr=0.005, betas=(0.5, 0.999), fused=True)
         loss = CosineDistillationLoss()
-        network.train()
-        for _ in range(args.rd4ad_steps):
-            optimizer.zero_grad()
-            loss(network(support.to(device))).backward()
-            optimizer.step()
-        anomaly_map = AnomalyMap(network).eval()
-        with torch.no_grad():
-            return torch.cat([anomaly_map(x.to(device).float() / 255).cpu() for x in organ.images.split(16)])
+        with mixed_precision(device, "auto"):
+            with torch.no_grad():
+                maps = teacher(support.to(device))
+            for _ in range(args.rd4ad_steps):
+                optimizer.zero_grad()
+                loss(FeaturePairs(maps, decoder(bottleneck(*maps)))).backward()
+                optimizer.step()
+            bottleneck.eval(), decoder.eval()
+            with torch.no_grad():
+                pairs = [FeaturePairs(maps, decoder(bottleneck(*maps))) for maps in tests]
+        return torch.cat([anomaly_map.fuse(pair, size, size).cpu() for pair in pairs])
 
     return judge
 
@@ -199,21 +221,23 @@ def study(args: argparse.Namespace) -> None:
             best = {m: round(statistics.fmean(d[f"image_auroc_{m}"] for d in draws), 3) for m in SCORES}
             print(f"{method} {organ.name} seed {seed} K {shots}: image AUROC {best}", flush=True)
 
-    def neighbour(organ: Organ, window: int) -> Judge:
+    def neighbour(organ: Organ, window: int | None) -> Judge:
         options = {"start": "bottleneck", "weighting": "nearest", "compare": "teacher", "window": window}
+        options["pooled"] = window is None  # as the default form has it
         return few_shot(D24FAD(args.encoder, args.weights, **options), organ, device)
 
     def method(organ: Organ, form: dict[str, Any], seed: int) -> Judge:
         return few_shot(trained(form, organs, organ.name, seed, args), organ, device)
 
     for organ in [o for o in organs if not args.only or o.name in args.only]:
-        for window in (0, args.window):
-            record(f"neighbour_window{window}", organ, 0, partial(neighbour, organ, window))
-        if args.rd4ad_steps:
+        for name, window in (("neighbour", 0), ("neighbour_window1", 1), ("neighbour_everywhere", None)):
+            if name in args.baselines:
+                record(name, organ, 0, partial(neighbour, organ, window))
+        if "rd4ad" in args.baselines:
             record("rd4ad", organ, 0, partial(rd4ad, organ, args, device))
         for seed in args.seeds:
             for name in args.forms:
-                record(name, organ, seed, partial(method, organ, {"match_window": args.window, **FORMS[name]}, seed))
+                record(name, organ, seed, partial(method, organ, FORMS[name], seed))
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -240,7 +264,43 @@ def table(rows: list[dict[str, Any]]) -> str:
     for (shots, method), organs in sorted(averages.items()):
         figures = [f"{statistics.fmean(column):.3f}" for column in zip(*organs, strict=True)]
         lines.append("| " + " | ".join([f"mean of {len(organs)}", str(shots), method, "", "", *figures, ""]) + " |")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", *differences(rows)])
+
+
+def differences(rows: list[dict[str, Any]]) -> list[str]:
+    """Markdown table of each form of the method minus each other method, on the same organs and draws.
+
+    The difference of a draw is its mean over organs and the form's seeds; the spread is that over draws. The organs on
+    which the mean over draws is higher are counted.
+    """
+    found: dict[tuple[int, str], dict[str, list[list[dict[str, float]]]]] = {}
+    for row in rows:
+        key = row["key"]
+        found.setdefault((key["shots"], key["method"]), {}).setdefault(key["organ"], []).append(row["draws"])
+    lines = ["| form | minus | K | organs | " + " | ".join(f"image_auroc_{mode}" for mode in SCORES) + " |"]
+    lines.append("|" + " --- |" * (4 + len(SCORES)))
+    for (shots, form), organs in sorted(found.items()):
+        others = [method for k, method in sorted(found) if k == shots and method != form]
+        for other in others if form in FORMS else []:
+            common = sorted(set(organs) & set(found[shots, other]))
+            cells = [form, other, str(shots), str(len(common))]
+            for mode in SCORES:
+                table = []  # organs x draws
+                for organ in common:
+                    sides = []
+                    for seeds in (organs[organ], found[shots, other][organ]):
+                        sides.append(
+                            [statistics.fmean(d[f"image_auroc_{mode}"] for d in ds) for ds in zip(*seeds, strict=True)]
+                        )
+                    table.append([a - b for a, b in zip(*sides, strict=True)])
+                draws = [statistics.fmean(column) for column in zip(*table, strict=True)]
+                spread = statistics.stdev(draws) if len(draws) > 1 else 0.0
+                wins = sum(statistics.fmean(row) > 0 for row in table)
+                cells.append(
+                    f"{statistics.fmean(draws):+.3f} ± {spread:.3f} ({wins} of {len(common)})" if draws else ""
+                )
+            lines.append("| " + " | ".join(cells) + " |")
+    return lines
 
 
 def main() -> None:
@@ -255,11 +315,11 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=10)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--forms", nargs="*", default=["default"], choices=list(FORMS))
-    parser.add_argument("--window", type=int, default=1, help="of the default form and of the baseline")
+    parser.add_argument("--baselines", nargs="*", default=list(BASELINES), choices=BASELINES)
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--episodes", type=int, default=800, help="per epoch")
     parser.add_argument("--batch_size", type=int, default=8)
-    parser.add_argument("--rd4ad_steps", type=int, default=50, help="0 leaves this baseline out")
+    parser.add_argument("--rd4ad_steps", type=int, default=50)
     parser.add_argument("--table", action="store_true", help="print the table of the results and stop")
     args = parser.parse_args()
     if args.table:

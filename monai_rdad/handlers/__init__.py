@@ -9,7 +9,7 @@ from monai_rdad.handlers.checkpoint import ResumableCheckpoint
 from monai_rdad.handlers.mlflow import AnomalyMLFlow
 from monai_rdad.handlers.progress import Progress
 from monai_rdad.handlers.prototypes import PrototypeUsage
-from monai_rdad.handlers.support import EpisodeMonitor, SupportSet
+from monai_rdad.handlers.support import EpisodeMonitor, SupportSet, support_hash
 from monai_rdad.handlers.trained import TrainedCheckpointLoader, load_data_record, load_settings, load_weights
 from monai_rdad.handlers.training import GradientClipping, MomentumUpdate
 
@@ -25,6 +25,7 @@ __all__ = [
     "PrototypeUsage",
     "ResumableCheckpoint",
     "SupportSet",
+    "support_hash",
     "TrainedCheckpointLoader",
     "load_calibration",
     "load_data_record",

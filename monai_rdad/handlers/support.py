@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -15,9 +16,9 @@ from monai.utils.type_conversion import convert_to_tensor
 from torch import nn
 
 from monai_rdad.data import file_hashes, list_support
-from monai_rdad.networks.support import load_support, save_support
+from monai_rdad.networks.support import load_support, save_support, support_images
 
-__all__ = ["EpisodeMonitor", "SupportSet"]
+__all__ = ["EpisodeMonitor", "SupportSet", "support_hash"]
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +34,27 @@ def _few_shot(network: nn.Module) -> Any:
             raise ValueError(f"{type(network).__name__} is no few-shot network: it has no set_support.")
         inner = following
     return inner
+
+
+def support_hash(support: str | os.PathLike[str] | Sequence[Mapping[str, Any]]) -> str:
+    """Names a set of supports by its images: SHA-256 over the sorted SHA-256 of their files, in hexadecimal.
+
+    A calibration holds for the supports that it was made with; their order and their files' names do not matter.
+
+    Args:
+        support: as of :class:`SupportSet`.
+
+    Raises:
+        FileNotFoundError, ValueError: see :func:`~monai_rdad.data.list_support` and
+            :func:`~monai_rdad.networks.support.support_images`.
+    """
+    if not isinstance(support, (str, os.PathLike)):
+        hashes = file_hashes(support)
+    elif Path(support).expanduser().is_dir():
+        hashes = file_hashes(list_support(support))
+    else:
+        hashes = support_images(Path(support).expanduser())
+    return hashlib.sha256("".join(sorted(hashes.values())).encode()).hexdigest()
 
 
 class SupportSet:

@@ -23,27 +23,22 @@ class DualDistillationLoss(nn.Module):
     Args:
         self_distillation: :math:`\alpha`.
         distillation: :math:`\beta`.
-        per_position: compare position by position, otherwise whole maps.
 
     Raises:
         ValueError: (on call) the pairs hold no teacher-student pairs; the network returns them in training mode.
     """
 
-    def __init__(self, self_distillation: float = 1.0, distillation: float = 0.1, per_position: bool = False) -> None:
+    def __init__(self, self_distillation: float = 1.0, distillation: float = 0.1) -> None:
         super().__init__()
         self.self_distillation = self_distillation
         self.distillation = distillation
-        self.per_position = per_position
 
     def forward(self, pairs: FeaturePairs, labels: Tensor | None = None) -> Tensor:
         """Scalar loss; ``labels`` are not used, they are part of MONAI's calling convention."""
         scales = len(pairs.targets) // 2
-        if len(pairs.targets) % 2 or pairs.targets[0].shape[2:] != pairs.targets[scales].shape[2:]:
+        if len(pairs.targets) % 2 or pairs.targets[scales - 1].shape[2:] != pairs.targets[-1].shape[2:]:
             raise ValueError("Dual distillation needs matching and teacher-student pairs: is the network in training?")
         distances = torch.stack(
-            [
-                cosine_distance(t, p, self.per_position).mean()
-                for t, p in zip(pairs.targets, pairs.predictions, strict=True)
-            ]
+            [cosine_distance(t, p).mean() for t, p in zip(pairs.targets, pairs.predictions, strict=True)]
         )
         return self.self_distillation * distances[:scales].sum() + self.distillation * distances[scales:].sum()

@@ -15,7 +15,7 @@ from torch import nn
 
 from monai_rdad.utils import atomic_path
 
-__all__ = ["check_weights", "load_support", "save_support", "weights_hash"]
+__all__ = ["check_weights", "load_support", "save_support", "support_images", "weights_hash"]
 
 FORMAT = "monai_rdad support 1"
 MAPS = ("map1", "map2", "map3")
@@ -48,7 +48,7 @@ def save_support(path: str | os.PathLike[str], network: Any, images: Mapping[str
     count = network.map1.shape[1] if network.map1.numel() else 0
     if count == 0 or count != len(images):
         raise ValueError(f"the network has {count} supports, {len(images)} images are named. Call set_support first.")
-    size = [4 * n for n in network.map1.shape[3:]]  # of the images: the first map has a quarter of their resolution
+    size = [16 * n for n in network.map3.shape[3:]]  # of the images: the third map has a sixteenth of their resolution
     metadata = {
         "format": FORMAT,
         "images": json.dumps(dict(images)),
@@ -61,6 +61,33 @@ def save_support(path: str | os.PathLike[str], network: Any, images: Mapping[str
     with atomic_path(path) as temporary:
         save_file({k: v for k, v in tensors.items() if v.numel()}, temporary, metadata)
     return Path(path)
+
+
+def support_images(path: str | os.PathLike[str]) -> dict[str, str]:
+    """Names and SHA-256 of the images in a support file, in their order.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: no support file.
+    """
+    return dict(json.loads(_read(path)[0]["images"]))
+
+
+def _read(path: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
+    """Metadata and tensors of a support file."""
+    from safetensors import SafetensorError, safe_open
+
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"There is no support file {path}. Give a folder with 2 to 8 normal images as support.")
+    try:
+        with safe_open(os.fspath(path), "pt") as file:
+            content = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+    except SafetensorError as error:
+        raise ValueError(f"{path} cannot be read as a support file ({error}). Make it anew from the images.") from error
+    if content.get("format") != FORMAT or not set(MAPS) <= set(tensors):
+        raise ValueError(f"{path} is no support file of this package. Make one from a folder of normal images.")
+    return content, tensors
 
 
 def load_support(path: str | os.PathLike[str], network: Any, check: bool = True) -> dict[str, Any]:
@@ -78,27 +105,17 @@ def load_support(path: str | os.PathLike[str], network: Any, check: bool = True)
         FileNotFoundError: no such file.
         ValueError: no support file, or one of other weights, another comparison or weighting.
     """
-    from safetensors import SafetensorError, safe_open
-
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"There is no support file {path}. Give a folder with 2 to 8 normal images as support.")
-    try:
-        with safe_open(os.fspath(path), "pt") as file:
-            content = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-    except SafetensorError as error:
-        raise ValueError(f"{path} cannot be read as a support file ({error}). Make it anew from the images.") from error
-    if content.get("format") != FORMAT or not set(MAPS) <= set(tensors):
-        raise ValueError(f"{path} is no support file of this package. Make one from a folder of normal images.")
+    content, tensors = _read(path)
     if content["compare"] != network.compare:
         raise ValueError(
             f"{path} holds features for compare '{content['compare']}', the network has '{network.compare}'. Make it "
             "anew from the images."
         )
     for i, name in enumerate(MAPS):
-        channels = network.decoder_channels[i] * (2 if network.compare == "both" else 1)
-        if tensors[name].ndim != 5 or tensors[name].shape[2] != channels:
+        if tensors[name].ndim != 5 or tensors[name].shape[2] != network.decoder_channels[i]:
             raise ValueError(f"{path} belongs to another encoder. Make it anew from the images.")
+    if tensors["map1"].shape[3] != (2 if network.pooled else 4) * tensors["map3"].shape[3]:
+        raise ValueError(f"{path} was made with another setting of 'pooled'. Make it anew from the images.")
     if network.keys is not None and not set(KEYS) <= set(tensors):
         raise ValueError(f"{path} was made without learned weights, the network has them. Make it anew.")
     device = next(network.parameters()).device

@@ -143,8 +143,6 @@ def test_inference_on_pictures_agrees_with_the_evaluation(trained, tiny_set):
 
 def test_calibration_leads_to_decisions(trained, tiny_set, tmp_path):
     bundle, root, settings = trained
-    if bundle in FEW_SHOT:
-        pytest.skip("thresholds of a few-shot detector depend on its supports")
     run(bundle, "train", "evaluate", "calibrate", tracking_uri="none", **settings)
     calibration = load_calibration(root / "models", required=True)
     assert calibration.scores[""].n_groups == 1

@@ -14,6 +14,7 @@ from monai.bundle import ConfigWorkflow
 from PIL import Image
 
 from monai_rdad.data.task_phantoms import PHANTOM_TASKS
+from monai_rdad.networks.support import support_images
 from monai_rdad.utils import root_cause
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
@@ -115,6 +116,36 @@ def test_supports_from_a_folder_then_from_the_file_that_they_leave(trained):
     place = root / "from_training"
     run("infer", "inference", bundle_root=str(root), output_dir=str(place), input=inputs["input"])
     assert max(scores(place / "scores.csv").values()) > 1.2 * max(first.values())
+
+
+def test_a_calibration_is_refused_for_other_supports(trained):
+    folder, root = trained
+    manifest = json.loads((folder / "ultrasound" / "manifest.json").read_text())
+    manifest["calibration"] = [manifest["testing"].pop(0)]
+    (folder / "ultrasound" / "calibration.json").write_text(json.dumps(manifest))
+    place = options(folder, root) | {"manifest": f"{folder}/ultrasound/calibration.json"}
+    run("train", "train", "evaluate", "calibrate", **place)
+    inputs = {"bundle_root": str(root), "input": str(folder / "ultrasound" / "testing")}
+    # drawn, as calibrated, from the file that was left, and from a folder of the same images under other names
+    run("train", "train", "evaluate", **place, bootstrap=0)
+    run("infer", "inference", **inputs, support=str(root / "eval" / "support.safetensors"))
+    with (root / "eval" / "predictions" / "scores.csv").open() as file:
+        assert all(0 < float(row["p_value"]) <= 1 for row in csv.DictReader(file))
+    others = folder / "renamed"
+    others.mkdir()
+    drawn = support_images(root / "eval" / "support.safetensors").values()
+    for path in (folder / "ultrasound" / "training").iterdir():
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        if digest in drawn:
+            (others / f"{digest}.png").write_bytes(path.read_bytes())
+    run("infer", "inference", **inputs, support=str(others))
+    with pytest.raises(RuntimeError, match="Failed to evaluate") as caught:
+        run("infer", "inference", **inputs, support=str(folder / "histology" / "training"))
+    assert "calibration.json was made with support" in str(root_cause(caught.value))
+    with pytest.raises(RuntimeError, match="Failed to evaluate") as caught:
+        run("train", "train", "evaluate", **place | {"shots": 3}, bootstrap=0)
+    assert "calibration.json was made with support" in str(root_cause(caught.value))
+    (root / "models" / "calibration.json").unlink()
 
 
 def test_a_folder_with_too_many_images_is_refused(trained, tmp_path):

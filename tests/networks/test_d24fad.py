@@ -11,6 +11,7 @@ import torch
 from monai_rdad.features import FeaturePairs
 from monai_rdad.inferers import AnomalyMap
 from monai_rdad.losses import DualDistillationLoss, cosine_distance
+from monai_rdad.networks.blocks.matching import nearest, unit
 from monai_rdad.networks.nets import D24FAD
 
 
@@ -27,8 +28,8 @@ def images(n, seed=0, size=64):
 FORMS = [
     {},
     {"weighting": "features", "logits": "published"},
-    {"weighting": "none", "compare": "both"},
-    {"weighting": "nearest", "compare": "whitened"},
+    {"weighting": "none", "compare": "whitened", "pooled": True, "window": 1},
+    {"weighting": "nearest", "compare": "whitened", "pooled": True, "window": None},
     {"weighting": "nearest", "compare": "teacher", "window": 1, "reconstruction": True},
     {"start": "stage4", "window": 1},
 ]
@@ -145,6 +146,55 @@ def test_entropy_is_that_of_the_weights():
     network.weighting = "none"
     network(images(4), support)
     assert float(network.entropy) == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("weighting", ["distances", "features", "nearest"])
+def test_whole_maps_are_one_vector_and_positions_many(weighting):
+    network = build(weighting=weighting, whole_maps=True).train()
+    generator = torch.Generator().manual_seed(0)
+    query = torch.rand(2, 8, 4, 4, generator=generator) * torch.rand(2, 1, 4, 4, generator=generator)
+    support = torch.rand(2, 3, 8, 4, 4, generator=generator)
+    weights = torch.rand(2, 3, generator=generator).softmax(1)
+    averaged = (weights[:, :, None, None, None] * support).sum(1)
+    for whole in (True, False):
+        network.whole_maps = whole
+        if weighting == "distances":
+            single = [cosine_distance(support[:, k], query, not whole) for k in range(3)]
+            single = [d if whole else d.mean([1, 2]) for d in single]
+            expected = (weights * torch.stack(single, 1)).sum(1)
+        else:
+            found = averaged if weighting == "features" else nearest(query, support, 0)
+            expected = cosine_distance(found, query, not whole)
+            expected = expected if whole else expected.mean([1, 2])
+        torch.testing.assert_close(cosine_distance(*network.pair(query, support, weights, 0)), expected)
+
+
+def test_whitening_learns_from_matched_differences_of_the_teacher():
+    network = build(compare="whitened", weighting="nearest", window=None, pooled=True).train()
+    query, support = images(4), images(8, seed=1).view(4, 2, 1, 64, 64)
+    network(query, support)
+    with torch.no_grad():
+        q, s = (network.pool(network.teacher(x)) for x in (query, support.flatten(0, 1)))
+    for i, whiten in enumerate(network.whitening):
+        a = unit(nearest(q[i], s[i].unflatten(0, [4, 2]), -1), [1])
+        rows = (a - unit(q[i], [1])).permute(0, 2, 3, 1).flatten(0, 2)
+        torch.testing.assert_close(whiten.moment, rows.T @ rows / len(rows), rtol=1e-4, atol=1e-6)
+    before = network.whitening[0].moment.clone()
+    network.eval()
+    network(query, support)
+    assert torch.equal(before, network.whitening[0].moment)  # queries teach it nothing
+
+
+def test_a_shifted_copy_is_found_everywhere_only():
+    query = images(1, size=96)
+    support = torch.roll(query, (48, 32), (2, 3))
+    far = {}
+    for window in (0, None):
+        network = build(weighting="nearest", compare="teacher", pooled=True, window=window).eval()
+        network.set_support(support)
+        with torch.no_grad():
+            far[window] = float(AnomalyMap(network).eval()(query).mean())
+    assert far[None] < 0.6 * far[0]  # the borders are not copies
 
 
 def test_self_distillation_alone_makes_the_student_a_constant():

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from monai_rdad.losses import cosine_distance
-from monai_rdad.networks.blocks.matching import align, nearest, unit
+from monai_rdad.networks.blocks.matching import align, nearest, search, unit
 
 
 def by_hand(query, support, window):
@@ -63,12 +63,30 @@ def test_gradient_reaches_the_chosen_vectors():
     assert support.grad.sum() == 2 * 4 * 9 and support.grad.min() >= 0
 
 
-def test_nearest_is_the_smallest_distance():
-    query, support = torch.randn(3, 4, 5, 5), torch.randn(3, 6, 4, 5, 5)
-    distances = torch.stack([cosine_distance(support[:, k], query, per_position=True) for k in range(6)], 1)
-    torch.testing.assert_close(cosine_distance(nearest(query, support), query, per_position=True), distances.amin(1))
+@pytest.mark.parametrize("window", [0, 1, -1])
+@pytest.mark.parametrize("shared", [True, False])
+def test_nearest_is_the_smallest_distance(window, shared):
+    query, support = torch.randn(3, 4, 5, 6), torch.randn(1 if shared else 3, 6, 4, 5, 6)
+    aligned = align(query, support, window).expand(3, -1, -1, -1, -1)
+    distances = torch.stack([cosine_distance(aligned[:, k], query, per_position=True) for k in range(6)], 1)
+    found = nearest(query, support, window)
+    torch.testing.assert_close(cosine_distance(found, query, per_position=True), distances.amin(1))
+
+
+def test_everywhere_is_the_largest_window():
+    query, support = torch.randn(2, 4, 5, 7), torch.randn(2, 3, 4, 5, 7)
+    torch.testing.assert_close(align(query, support, -1), by_hand(query, support, 7))
+
+
+def test_search_tells_the_similarity_of_what_it_finds():
+    query, support = torch.randn(2, 4, 5, 6), torch.randn(1, 3, 4, 5, 6)
+    for window in (0, 2, -1):
+        similarity, position = search(query, support, window)
+        vectors = support.flatten(3).expand(2, -1, -1, -1).gather(3, position[:, :, None].expand(-1, -1, 4, -1))
+        cosine = torch.nn.functional.cosine_similarity(vectors, query.flatten(2)[:, None], dim=2)
+        torch.testing.assert_close(similarity, cosine)
 
 
 def test_unit_keeps_zero_vectors():
     x = torch.stack([torch.zeros(3), torch.tensor([3.0, 0.0, 4.0])])
-    torch.testing.assert_close(unit(x, 1), torch.tensor([[0.0, 0.0, 0.0], [0.6, 0.0, 0.8]]))
+    torch.testing.assert_close(unit(x, [1]), torch.tensor([[0.0, 0.0, 0.0], [0.6, 0.0, 0.8]]))

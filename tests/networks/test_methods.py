@@ -60,7 +60,7 @@ METHODS = {
         "support",
     ),
     "d24fad_whitened": Method(
-        lambda **k: D24FAD(start="bottleneck", weighting="nearest", compare="both", window=1, **k),
+        lambda **k: D24FAD(start="bottleneck", weighting="nearest", compare="whitened", window=None, pooled=True, **k),
         DualDistillationLoss(0.1, 1.0),
         "support",
     ),

@@ -62,8 +62,10 @@ def test_what_does_not_fit_is_named(saved, tmp_path):
     _, path = saved
     with pytest.raises(FileNotFoundError, match="no support file"):
         load_support(tmp_path / "gone.safetensors", build())
-    with pytest.raises(ValueError, match="compare 'student', the network has 'both'"):
-        load_support(path, build(compare="both"))
+    with pytest.raises(ValueError, match="compare 'student', the network has 'teacher'"):
+        load_support(path, build(compare="teacher"))
+    with pytest.raises(ValueError, match="another setting of 'pooled'"):
+        load_support(path, build(pooled=True))
     (tmp_path / "broken.safetensors").write_bytes(path.read_bytes()[:100])
     with pytest.raises(ValueError, match="cannot be read as a support file"):
         load_support(tmp_path / "broken.safetensors", build())

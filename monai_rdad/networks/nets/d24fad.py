@@ -7,6 +7,7 @@ from typing import List, Optional, Tuple  # noqa: UP035
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from monai_rdad.features import FeaturePairs
 from monai_rdad.networks.blocks.matching import align, nearest, unit
@@ -45,10 +46,13 @@ class D24FAD(nn.Module):
         stop_gradient: the branch that the self-distillation does not change: "none" (published), "support", "query", or
             "both", which leaves it the weights of the supports alone.
         window: reach in positions of the coarsest map, twice and four times as many on the finer ones, in which the
-            best match of a query's position is looked for in each support; 0 compares at the same position (published).
-        compare: features that the map compares: "student" (published); "teacher"; "whitened", the teacher's, whitened
-            by the statistics of the training tasks, see :class:`~monai_rdad.networks.blocks.whitening.Whitening`;
-            "both" of the latter, with equal shares. The training compares those of the student in any case.
+            best match of a query's position is looked for in each support; 0 compares at the same position (published),
+            None looks everywhere.
+        pooled: average the finest maps over 2 x 2 positions before they are matched.
+        compare: features that the map compares: "student" (published); "teacher"; "whitened", the teacher's in the
+            measure of how normal images of the training tasks differ from their supports, see
+            :class:`~monai_rdad.networks.blocks.whitening.Whitening`. The training compares those of the student.
+        whole_maps: self-distillation by one cosine of whole maps (published) instead of one per position.
         reconstruction: add the distance between the query's teacher and student maps, as RD4AD has it, to the map.
         precision: "auto", "bf16" or "fp32", see :func:`~monai_rdad.networks.precision.mixed_precision`.
         support: file of :func:`~monai_rdad.networks.support.save_support` to start with, for export.
@@ -66,7 +70,7 @@ class D24FAD(nn.Module):
     WEIGHTINGS = ("distances", "features", "none", "nearest")
     LOGITS = ("published", "normalised")
     STOPS = ("none", "support", "query", "both")
-    COMPARISONS = ("student", "teacher", "whitened", "both")
+    COMPARISONS = ("student", "teacher", "whitened")
 
     map1: Tensor
     map2: Tensor
@@ -86,8 +90,10 @@ class D24FAD(nn.Module):
         logits: str = "normalised",
         temperature: float = 0.1,
         stop_gradient: str = "none",
-        window: int = 0,
+        window: int | None = 0,
+        pooled: bool = False,
         compare: str = "student",
+        whole_maps: bool = False,
         reconstruction: bool = False,
         precision: str = "auto",
         support: str | None = None,
@@ -99,9 +105,10 @@ class D24FAD(nn.Module):
         self.stop_gradient = one_of("stop_gradient", stop_gradient, self.STOPS)
         self.compare = one_of("compare", compare, self.COMPARISONS)
         self.still_query, self.still_support = stop_gradient in ("query", "both"), stop_gradient in ("support", "both")
-        if window < 0 or temperature <= 0:
+        self.whole_maps, self.pooled = whole_maps, pooled
+        if (window is not None and window < 0) or temperature <= 0:
             raise ValueError(f"window is {window} and temperature {temperature}: at least 0 and above 0 are needed.")
-        self.windows = [4 * window, 2 * window, window]
+        self.windows = [-1, -1, -1] if window is None else [(2 if pooled else 4) * window, 2 * window, window]
         self.temperature = temperature
         self.reconstruction = reconstruction
         self.teacher = FrozenEncoder(encoder, stages=4 if one_of("start", start, self.STARTS) == "stage4" else 3)
@@ -110,7 +117,7 @@ class D24FAD(nn.Module):
         self.bottleneck = bottleneck if start == "bottleneck" else None
         self.decoder_channels = [RESNETS[encoder].channels(stage) for stage in (1, 2, 3)]
         self.whitening = None
-        if compare in ("whitened", "both"):
+        if compare == "whitened":
             self.whitening = nn.ModuleList([Whitening(c) for c in self.decoder_channels])
         # what the map reads of the student decides whether a query has to pass through it
         self.needs_student = compare == "student" or reconstruction or weighting in ("distances", "features")
@@ -173,17 +180,21 @@ class D24FAD(nn.Module):
         embedding = maps[-1] if self.bottleneck is None else self.bottleneck(maps[0], maps[1], maps[2])
         return maps[:3], self.decoder(embedding)
 
+    def pool(self, maps: List[Tensor]) -> List[Tensor]:  # noqa: UP006
+        """The maps (N, C, H, W) that are matched, with ``pooled`` the finest at half its resolution."""
+        return [F.avg_pool2d(maps[0].float(), 2), maps[1], maps[2]] if self.pooled else maps
+
     def compared(self, teacher: List[Tensor], student: List[Tensor]) -> List[Tensor]:  # noqa: UP006
-        """The maps (N, C, H, W) that are matched."""
+        """The features (N, C, H, W) that are matched."""
         if self.training or self.compare == "student":
-            return student
+            return self.pool(student)
+        maps = self.pool(teacher)
         if self.whitening is None:
-            return teacher
-        maps: List[Tensor] = []  # noqa: UP006
+            return maps
+        white: List[Tensor] = []  # noqa: UP006
         for i, whiten in enumerate(self.whitening):
-            white = whiten(teacher[i])
-            maps.append(white if self.compare == "whitened" else torch.cat([unit(teacher[i], 1), unit(white, 1)], 1))
-        return maps
+            white.append(whiten(maps[i]))
+        return white
 
     def support_keys(self, student: List[Tensor]) -> List[Tensor]:  # noqa: UP006
         """The supports' student maps (B, K, C, H, W) after phi; empty tensors without learned weights."""
@@ -204,20 +215,26 @@ class D24FAD(nn.Module):
         if self.logits == "published":
             logits = (query.float()[:, None] * key).sum([2, 3, 4]) / math.sqrt(query.shape[1])
         else:
-            logits = (unit(query, 1)[:, None] * unit(key, 2)).sum(2).mean([2, 3]) / self.temperature
+            logits = (unit(query, [1])[:, None] * unit(key, [2])).sum(2).mean([2, 3]) / self.temperature
         return logits.softmax(1)
 
     def pair(self, query: Tensor, support: Tensor, weights: Tensor, window: int) -> Tuple[Tensor, Tensor]:  # noqa: UP006
         """Two maps whose cosine distance at each position is that of the query to its weighted supports."""
-        support = align(query, support, window)
+        whole = self.training and self.whole_maps
         if self.weighting == "nearest":
-            return nearest(query, support), query
-        weights = weights[:, :, None, None, None]
-        if self.weighting == "features":
-            return (weights * support).sum(1), query
-        # The cosine of [sqrt(w_k) a]_k and [sqrt(w_k) b_k]_k is the mean of the cosines of a and b_k with weights w_k.
-        root = weights.clamp_min(1e-12).sqrt()
-        return (root * unit(support, 2)).flatten(1, 2), (root * unit(query, 1)[:, None]).flatten(1, 2)
+            target, prediction = nearest(query, support, window), query
+        elif self.weighting == "features":
+            target, prediction = (weights[:, :, None, None, None] * align(query, support, window)).sum(1), query
+        else:
+            # The cosine of [sqrt(w_k) a]_k and [sqrt(w_k) b_k]_k, a and b_k of unit length, is the mean of the cosines
+            # of a and b_k with weights w_k: of vectors or of whole maps.
+            dims = [-3, -2, -1] if whole else [-3]
+            root = weights.clamp_min(1e-12).sqrt()[:, :, None, None, None]
+            target = (root * unit(align(query, support, window), dims)).flatten(1, 2)
+            return target, (root * unit(query, dims)[:, None]).flatten(1, 2)
+        if self.training and not whole:  # the loss takes one cosine: of unit vectors it is the mean over positions
+            target, prediction = unit(target, [1]), unit(prediction, [1])
+        return target, prediction
 
     def match(
         self,
@@ -236,7 +253,7 @@ class D24FAD(nn.Module):
                 query, o = query.detach(), o.detach()
             weights = self.support_weights(o, keys[i], support[i].shape[1])
             if not torch.jit.is_scripting() and self.training:
-                self.observe(i, teacher[i], o, weights)
+                self.observe(i, o, weights)
             target, prediction = self.pair(query, support[i], weights, self.windows[i])
             targets.append(target)
             predictions.append(prediction)
@@ -256,6 +273,8 @@ class D24FAD(nn.Module):
 
     def divide(self, teacher: List[Tensor], student: List[Tensor], b: int, k: int) -> FeaturePairs:  # noqa: UP006
         """Pairs from the maps of b queries followed by those of their k supports each."""
+        if not torch.jit.is_scripting() and self.training and self.whitening is not None:
+            self.learn_whitening(teacher, b, k)
         own = [x[b:].detach() if self.still_support else x[b:] for x in student]
         keys = self.support_keys([x.unflatten(0, [b, k]) for x in own])
         maps = [x.unflatten(0, [b, k]) for x in self.compared([x[b:] for x in teacher], own)]
@@ -263,26 +282,32 @@ class D24FAD(nn.Module):
 
     @torch.jit.unused
     @torch.no_grad()
-    def observe(self, scale: int, teacher: Tensor, student: Tensor, weights: Tensor) -> None:
-        """Statistics of a training step at one scale: for the whitening, and for whoever watches."""
+    def learn_whitening(self, teacher: List[Tensor], b: int, k: int) -> None:  # noqa: UP006
+        """Takes in how the teacher's features of b queries differ from their matches in k supports each."""
+        assert self.whitening is not None
+        for i, x in enumerate(self.pool(teacher)):
+            whiten = self.whitening[i]
+            assert isinstance(whiten, Whitening)
+            whiten.update(nearest(x[:b], x[b:].unflatten(0, [b, k]), self.windows[i]), x[:b])
+
+    @torch.jit.unused
+    @torch.no_grad()
+    def observe(self, scale: int, student: Tensor, weights: Tensor) -> None:
+        """Statistics of a training step at one scale, for whoever watches."""
         entropy = -(weights * weights.clamp_min(1e-12).log()).sum(1).mean() / math.log(max(weights.shape[1], 2))
-        spread = unit(student, 1).var(0, unbiased=False).sum(0).mean()
+        spread = unit(student, [1]).var(0, unbiased=False).sum(0).mean()
         if scale == 0:
             self.entropy.zero_()
             self.spread.zero_()
         self.entropy += entropy / len(self.decoder_channels)
         self.spread += spread / len(self.decoder_channels)
-        if self.whitening is not None:
-            whiten = self.whitening[scale]
-            assert isinstance(whiten, Whitening)
-            whiten.update(teacher)
 
     def query(self, image: Tensor) -> FeaturePairs:
         """A query against the supports that were set."""
         if self.map1.numel() == 0:
             raise ValueError("D24FAD has no supports to compare with: call set_support(images), or pass `support`.")
         teacher, student = self.encode(image)
-        if self.map1.shape[3] != student[0].shape[2] or self.map1.shape[4] != student[0].shape[3]:
+        if self.map3.shape[3:] != student[2].shape[2:]:
             raise ValueError("The image has another size than the supports: resize it, or set supports of its size.")
         maps, keys = [self.map1, self.map2, self.map3], [self.key1, self.key2, self.key3]
         if torch.jit.is_scripting():
