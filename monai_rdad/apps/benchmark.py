@@ -31,8 +31,8 @@ def add_parser(groups: Any) -> None:
         "benchmark",
         _benchmark,
         "train and evaluate methods on data sets, with tables",
-        "FILE.yaml names methods, data sets and seeds (docs/user_guide.md). results.csv, comparisons.csv, ranks.csv "
-        "and tables go into its 'out' folder. Started again it goes on where it stopped, whatever stopped it.",
+        "FILE.yaml names methods, data sets and seeds (docs/user_guide.md). results.csv, comparisons.csv, ranks.csv, "
+        "tables and a report go into its 'out' folder. Started again it goes on where it stopped, whatever stopped it.",
         """
         monai-rdad benchmark benchmark.yaml --processes 2
         monai-rdad benchmark benchmark.yaml --list
@@ -58,9 +58,7 @@ def _benchmark(arguments: argparse.Namespace) -> int:
         _list(plan)
         return 0
     if arguments.table:
-        from monai_rdad.apps.benchmark_tables import write_tables
-
-        write_tables(plan)
+        _write_results(plan)
         print((plan.out / "table.md").read_text(encoding="utf-8"))
         return 0
     command = shlex.join(["monai-rdad", *sys.argv[1:]])
@@ -96,7 +94,6 @@ def run_benchmark(plan: Plan, rerun: bool = False, command: str = "") -> dict[st
 
 
 def _run_locked(plan: Plan, counts: dict[str, dict[str, int]], rerun: bool, command: str) -> dict[str, str]:
-    from monai_rdad.apps.benchmark_tables import write_tables
     from monai_rdad.apps.benchmark_tracking import BenchmarkTracking
     from monai_rdad.apps.benchmark_worker import Context, execute_all, remove_run, write_json
     from monai_rdad.handlers.mlflow import git_commit
@@ -151,16 +148,26 @@ def _run_locked(plan: Plan, counts: dict[str, dict[str, int]], rerun: bool, comm
 
     try:
         execute_all(todo, context, report)
-        files = write_tables(plan)
-        tracking.finish(not errors, [path, *files])
+        tracking.finish(not errors, [path, *_write_results(plan)])
     except BaseException:
         tracking.finish(False, [])
         raise
     for name, error in errors.items():
         print(f"failed: {name}: {error}")
     done = sum(run.state() == "done" for run in runs)
-    print(f"{done} of {len(runs)} runs done, {len(errors)} failed: {plan.out / 'table.md'}")
+    print(f"{done} of {len(runs)} runs done, {len(errors)} failed: table.md, report.html in {plan.out}")
     return errors
+
+
+def _write_results(plan: Plan) -> list[Path]:
+    """The tables and, as soon as a run is finished, the page made from them."""
+    from monai_rdad.apps.benchmark_tables import write_tables
+    from monai_rdad.visualize import benchmark_report
+
+    files = write_tables(plan)
+    if any(run.state() == "done" for run in plan.runs()):
+        files.append(benchmark_report(plan.out))
+    return files
 
 
 class _Progress:

@@ -8,7 +8,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from monai_rdad.apps.bundle import default_root, find_bundle
 from monai_rdad.apps.command import add_command
+from monai_rdad.apps.options import add_method, add_out_option
 
 __all__ = ["add_parser"]
 
@@ -17,23 +19,29 @@ FORMATS = ("onnx", "torchscript")
 
 def add_parser(groups: Any) -> None:
     """Add the command."""
-    parser = add_command(groups, "export", _export, "write a trained detector as ONNX and TorchScript")
-    parser.description = (
-        "Writes FOLDER/model.onnx and FOLDER/model.ts: image in, anomaly map and score out, for any batch and image "
-        "size, with the calibration and all else that is needed to use them inside. Before they get their names they "
-        "run on real images and are compared with the bundle's own inference in float32; the figures go to "
-        "FOLDER/verification.json. Above the tolerance nothing is left, and the exit code is 1."
+    parser = add_command(
+        groups,
+        "export",
+        _export,
+        "write a trained detector as ONNX and TorchScript",
+        "Writes model.onnx and model.ts: image in, anomaly map and score out, for any batch and image size, with the "
+        "calibration and all else that is needed to use them inside. Before they get their names they run on real "
+        "images and are compared with the bundle's own inference in float32; the figures go to verification.json. "
+        "Above the tolerance nothing is left, and the exit code is 1.",
+        """
+        monai-rdad export scrd --out runs/mine
+        monai-rdad export d24fad --support /data/normal_wrists --out runs/organs --results wrist --format onnx
+        """,
     )
-    parser.add_argument("method", help="name of the method, or folder of its bundle")
-    parser.add_argument("--out", required=True, type=Path, metavar="FOLDER", help="folder to write to")
+    add_method(parser)
+    add_out_option(parser, "OUT/export")
     parser.add_argument("--format", nargs="+", choices=FORMATS, default=list(FORMATS), help="default: both")
-    parser.add_argument("--ckpt-dir", "--ckpt_dir", type=Path, help="folder of model.pt; default: the bundle's")
     parser.add_argument("--support", type=Path, help="d24fad: support file, or folder with 2 to 8 normal images")
     parser.add_argument(
         "--images", nargs="+", type=Path, metavar="PATH", help="files or folders to verify with; default: a manifest's"
     )
     parser.add_argument("--manifest", type=Path, help="whose testing images verify; default: that of the training")
-    parser.add_argument("--dataset-dir", "--dataset_dir", type=Path, help="that the manifest's paths are relative to")
+    parser.add_argument("--data", type=Path, metavar="FOLDER", help="that the manifest's paths are relative to")
     parser.add_argument("--number", type=int, default=16, help="of images taken from a manifest (default: %(default)s)")
     parser.add_argument(
         "--tolerance",
@@ -49,23 +57,24 @@ def _export(arguments: argparse.Namespace) -> None:
     check_dependencies(arguments.format)
     from monai_rdad.apps.exporting import Images, export_detector
 
+    root = arguments.out or default_root(find_bundle(arguments.method))
+    results = arguments.results or root / "export"
     images = Images.find(
-        arguments.method,
-        arguments.ckpt_dir,
+        root / "models",
         arguments.images,
         arguments.manifest,
-        arguments.dataset_dir,
+        arguments.data,
         arguments.number,
     )
     print(f"verified with {images.description}")
     result = export_detector(
         arguments.method,
-        arguments.out,
+        root / "models",
+        results,
         images,
         arguments.format,
-        arguments.ckpt_dir,
         arguments.support,
         arguments.tolerance,
         report=print,
     )
-    print(f"{arguments.out / 'verification.json'}: {json.dumps(result['largest'])}")
+    print(f"{results / 'verification.json'}: {json.dumps(result['largest'])}")

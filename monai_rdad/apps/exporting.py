@@ -17,7 +17,6 @@ import torch
 from monai.data import MetaTensor
 from torch import nn
 
-from monai_rdad.apps.bundle import open_bundle
 from monai_rdad.apps.export_files import FORMATS, Array, Runner
 from monai_rdad.apps.trained_bundle import Expected, TrainedBundle, largest_difference, plain
 from monai_rdad.data import list_inputs, load_manifest, manifest_hash, phantom_dataset
@@ -47,8 +46,7 @@ class Images(NamedTuple):
     @classmethod
     def find(
         cls,
-        method: str,
-        ckpt_dir: Path | None = None,
+        ckpt_dir: Path,
         images: Sequence[Path] | None = None,
         manifest: Path | None = None,
         dataset_dir: Path | None = None,
@@ -57,8 +55,7 @@ class Images(NamedTuple):
         """Images that were named, or testing images: of a manifest, of the training's, or phantoms.
 
         Args:
-            method: name of the bundle or its folder.
-            ckpt_dir: folder of model.pt and of the record which data it was trained on; None for the bundle's.
+            ckpt_dir: folder of model.pt and of the record which data it was trained on.
             images: files and folders.
             manifest: JSON file; None for that of the training.
             dataset_dir: that its paths are relative to; None for its own folder.
@@ -73,7 +70,7 @@ class Images(NamedTuple):
         if number < 1:
             raise ValueError(f"--number is {number}: at least 1 image is needed.")
         if manifest is None:
-            record = load_data_record(ckpt_dir or _default_ckpt_dir(method))
+            record = load_data_record(ckpt_dir)
             recorded = record.get("manifest")
             if recorded and Path(recorded).is_file():
                 manifest, dataset_dir = Path(recorded), dataset_dir or Path(record["dataset_dir"])
@@ -92,10 +89,10 @@ class Images(NamedTuple):
 
 def export_detector(
     method: str,
+    ckpt_dir: str | os.PathLike[str],
     out: str | os.PathLike[str],
     images: Images,
     formats: Sequence[str] = tuple(FORMATS),
-    ckpt_dir: str | os.PathLike[str] | None = None,
     support: str | os.PathLike[str] | None = None,
     tolerance: float = 1e-4,
     report: Callable[[str], None] = lambda line: None,
@@ -104,10 +101,10 @@ def export_detector(
 
     Args:
         method: name of the bundle, or its folder.
+        ckpt_dir: folder of model.pt.
         out: folder of the files, :data:`~monai_rdad.apps.export_files.FORMATS` and verification.json.
         images: to verify with.
         formats: of :data:`~monai_rdad.apps.export_files.FORMATS`.
-        ckpt_dir: folder of model.pt; None for the bundle's.
         support: of a few-shot network: support file, or folder of images; None for the file beside the weights.
         tolerance: largest absolute difference of map values and scores.
         report: gets the lines of a table.
@@ -150,10 +147,6 @@ def export_detector(
         result = verification | {"files": files}
         summary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     return result
-
-
-def _default_ckpt_dir(method: str) -> Path:
-    return Path(open_bundle(method, "infer").parser.get_parsed_content("ckpt_dir"))
 
 
 def _pair(row: Mapping[str, float]) -> str:

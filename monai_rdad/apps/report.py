@@ -14,11 +14,18 @@ __all__ = ["add_parser"]
 
 def add_parser(groups: Any) -> None:
     """Add the command."""
-    report = add_command(groups, "report", _report, "make the HTML report of an evaluation or of a benchmark")
-    report.description = (
-        "Makes one HTML file that needs neither network nor other files from what an evaluation (metrics.json, "
-        "scores.csv, evaluation.json, cases/) or a benchmark (benchmark.json, results.csv and others) has left in a "
-        "folder. Both write it themselves when they end; this makes it anew."
+    report = add_command(
+        groups,
+        "report",
+        _report,
+        "make the HTML report of an evaluation or of a benchmark",
+        "One HTML file that needs neither network nor other files, from what an evaluation (metrics.json, scores.csv, "
+        "evaluation.json, cases/) or a benchmark (benchmark.json, results.csv and others) has left in a folder. Both "
+        "write it themselves when they end; this makes it anew.",
+        """
+        monai-rdad report runs/mine/eval
+        monai-rdad report results/chest --out chest.html
+        """,
     )
     report.add_argument("folder", type=Path, help="of the evaluation or benchmark")
     report.add_argument("--out", type=Path, help="file to write; default: report.html in the folder")

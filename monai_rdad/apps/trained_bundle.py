@@ -65,7 +65,7 @@ class TrainedBundle:
         method: name of the bundle, or its folder.
         items: images, with "image" (path) and "name".
         temporary: folder for what the inference writes.
-        ckpt_dir: folder of model.pt; None for the bundle's.
+        ckpt_dir: folder of model.pt.
         support: of a few-shot network: support file, or folder of images; None for the file beside the weights.
 
     Attributes:
@@ -80,17 +80,17 @@ class TrainedBundle:
         method: str,
         items: list[dict[str, Any]],
         temporary: Path,
-        ckpt_dir: str | os.PathLike[str] | None,
+        ckpt_dir: str | os.PathLike[str],
         support: str | os.PathLike[str] | None,
     ) -> None:
         overrides: dict[str, Any] = {
             "precision": "fp32",
             "device": "$torch.device('cpu')",
             "batch_size": 1,
+            "ckpt_dir": os.fspath(ckpt_dir),
             "output_dir": str(temporary),
             "dataset#data": [{"image": item["image"], "name": item["name"]} for item in items],
         }
-        overrides |= {} if ckpt_dir is None else {"ckpt_dir": os.fspath(ckpt_dir)}
         overrides |= {} if support is None else {"support": os.fspath(support)}
         workflow = open_bundle(method, "infer", overrides)
         self.parser = workflow.parser

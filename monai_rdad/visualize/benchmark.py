@@ -59,6 +59,12 @@ class _Comparison(NamedTuple):
     test: str
     n: str
     seeds: str
+    agreement: float  # share of pairs of seeds whose difference has the same sign
+
+    @property
+    def clear(self) -> bool:
+        """Whether the benchmark's tables, too, call it a difference."""
+        return self.adjusted < LEVEL and self.agreement == 1
 
 
 class _Benchmark(NamedTuple):
@@ -151,6 +157,7 @@ def _read(folder: Path) -> _Benchmark:
                 row["test"],
                 row["n"],
                 row["seeds"],
+                _float(row.get("seeds_agree", "")),
             )
             for row in _rows(folder / "comparisons.csv")
         ]
@@ -276,13 +283,15 @@ def _differences(benchmark: _Benchmark) -> str:
             (
                 *(row.data, row.name, _signed(row.difference.value)),
                 interval(row.difference.low, row.difference.high),
-                *(_p_value(row.p_value), _p_value(row.adjusted), row.test, row.n, row.seeds),
+                *(_p_value(row.p_value), _p_value(row.adjusted) + " *" * row.clear),
+                *(row.test, row.n, row.seeds, f"{row.agreement:.0%}" if math.isfinite(row.agreement) else "–"),
             )
             for row in mine
         ]
-        head = ("Data set", "Pair", "Difference", "95 % interval", "p", "p (Holm)", "Test", "Images", "Seeds")
+        head = ("Data set", "Pair", "Difference", "95 % interval", "p", "p (Holm)", "Test", "Images", "Seeds", "Agree")
         label = figure_label(metric)
-        text += _group(label, figures) + table(head, cells, f"{label}: all pairs; * p < {LEVEL}", words=2)
+        caption = f"{label}: all pairs; * p < {LEVEL} after Holm's correction, and all seeds agree"
+        text += _group(label, figures) + table(head, cells, caption, words=2)
     return text
 
 
@@ -353,8 +362,7 @@ def _signed(value: float) -> str:
 def _p_value(value: float) -> str:
     if not math.isfinite(value):
         return "–"
-    text = f"{value:.3f}" if value >= 0.001 else "< 0.001"
-    return f"{text} *" if value < LEVEL else text
+    return f"{value:.3f}" if value >= 0.001 else "< 0.001"
 
 
 def _number_of(count: int, what: str) -> str:

@@ -92,7 +92,7 @@ def calibrate(bundle: str, root: Path) -> Calibration:
 
 def options(root: Path, pictures: Path, bundle: str) -> list[str]:
     support = ["--support", str(pictures / "training")] if bundle == "d24fad" else []
-    return ["--ckpt-dir", str(root / "models"), "--out", str(root / "out"), *support]
+    return ["--out", str(root), "--results", str(root / "out"), *support]
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +153,7 @@ def test_both_formats_are_the_bundle(
 
 
 def test_example_needs_nothing_else_and_decides_as_the_bundle(rd4ad: Path, pictures: Path, tmp_path: Path) -> None:
-    arguments = ["export", "rd4ad", "--ckpt-dir", str(rd4ad / "models"), "--out", str(tmp_path), "--format", "onnx"]
+    arguments = ["export", "rd4ad", "--out", str(rd4ad), "--results", str(tmp_path), "--format", "onnx"]
     assert main(arguments) == 0
     run_bundle("rd4ad", "infer", {
         "ckpt_dir": str(rd4ad / "models"), "output_dir": str(tmp_path / "bundle"), "input": str(pictures / "testing"),
@@ -193,7 +193,7 @@ def test_pictures_and_volumes_in_torchscript(rd4ad: Path, pictures: Path, tmp_pa
     slices = [phantom_slice(np.random.default_rng(k), lesion=False, size=48)[0] for k in range(10)]
     affine = np.array([[0.1, 0.9, 0, -20], [0, 0.1, -0.9, 30], [-4.0, 0, 0.2, 10], [0, 0, 0, 1]])
     nibabel.save(nibabel.Nifti1Image(np.stack(slices).astype(np.float32)[:, ::-1], affine), tmp_path / "scan.nii.gz")
-    arguments = ["export", "rd4ad", "--ckpt_dir", str(rd4ad / "models"), "--out", str(tmp_path / "out")]
+    arguments = ["export", "rd4ad", "--out", str(rd4ad), "--results", str(tmp_path / "out")]
     images = ["--images", str(tmp_path / "scan.nii.gz"), str(pictures / "testing")]
     assert main([*arguments, "--format", "torchscript", *images]) == 0
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"model.ts", "verification.json"}
@@ -205,7 +205,7 @@ def test_pictures_and_volumes_in_torchscript(rd4ad: Path, pictures: Path, tmp_pa
 def test_a_file_that_differs_is_not_kept(
     rd4ad: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["export", "rd4ad", "--ckpt-dir", str(rd4ad / "models"), "--format", "torchscript", "--out"]
+    arguments = ["export", "rd4ad", "--out", str(rd4ad), "--format", "torchscript", "--results"]
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "model.ts").write_bytes(b"before")
     monkeypatch.setattr(TrainedBundle, "detector", lambda self: Detector(self.network, self.size, "max").eval())
@@ -222,7 +222,7 @@ def test_missing_libraries_are_one_line(
     rd4ad: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(export_files, "find_spec", lambda name: None if name == "onnxscript" else object())
-    arguments = ["export", "rd4ad", "--ckpt-dir", str(rd4ad / "models"), "--out", str(tmp_path / "out")]
+    arguments = ["export", "rd4ad", "--out", str(rd4ad), "--results", str(tmp_path / "out")]
     assert main(arguments) == 1
     expected = "monai-rdad: ONNX needs onnxscript: pip install onnx onnxscript onnxruntime\n"
     assert capsys.readouterr().err == expected
@@ -233,7 +233,7 @@ def test_missing_libraries_are_one_line(
     ("arguments", "message"),
     [
         (["rd4add"], "There is no bundle 'rd4add'. Did you mean 'rd4ad'?"),
-        (["rd4ad", "--ckpt-dir", "nowhere"], "There is no trained network in nowhere"),
+        (["rd4ad", "--out", "nowhere"], "There is no trained network in nowhere"),
         (["rd4ad", "--tolerance", "0"], "The tolerance is 0.0"),
         (["rd4ad", "--number", "0"], "at least 1 image"),
         (["rd4ad", "--images", "nowhere.png"], "nowhere.png"),
@@ -242,8 +242,8 @@ def test_missing_libraries_are_one_line(
 def test_errors_are_one_line(
     arguments: list[str], message: str, rd4ad: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    place = [] if "--ckpt-dir" in arguments else ["--ckpt-dir", str(rd4ad / "models")]
-    assert main(["export", *arguments, *place, "--out", str(tmp_path / "out"), "--format", "torchscript"]) == 1
+    place = [] if "--out" in arguments else ["--out", str(rd4ad)]
+    assert main(["export", *arguments, *place, "--results", str(tmp_path / "out"), "--format", "torchscript"]) == 1
     shown = capsys.readouterr().err
     assert message in shown and shown.startswith("monai-rdad: ") and shown.count("\n") == 1
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
@@ -252,12 +252,12 @@ def test_errors_are_one_line(
 def test_images_are_those_of_the_training_or_phantoms(
     rd4ad: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = exporting.Images.find("rd4ad", rd4ad / "models", number=2)
+    found = exporting.Images.find(rd4ad / "models", number=2)
     assert [item["name"] for item in found.items] == ["testing/3.png", "testing/5.png"]
     assert "2 testing images" in found.description
     save_trained(tmp_path, torch.nn.Linear(1, 1), {}, {"manifest": str(tmp_path / "gone.json")})
     monkeypatch.setattr(exporting, "phantom_dataset", lambda: pictures)
-    found = exporting.Images.find("rd4ad", tmp_path)
+    found = exporting.Images.find(tmp_path)
     assert len(found.items) == 3 and "phantoms, because the manifest of the training is not here" in found.description
 
 
