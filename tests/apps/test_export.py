@@ -134,7 +134,7 @@ def test_both_formats_are_the_bundle(
     scripted = torch.jit.load(out / "model.ts")
     size = metadata["size"]
     # sizes and batches that neither the trace nor the verification had; the same by the usual operators
-    items = exporting.Images.find(bundle, tmp_path / "models", number=1).items
+    items = exporting.Images.find(tmp_path / "models", number=1).items
     support = pictures / "training" if bundle == "d24fad" else None
     network = TrainedBundle(bundle, items, tmp_path, tmp_path / "models", support).network
     for shape in ((3, 1, 50, 111), (1, 1, 200, 70)):
