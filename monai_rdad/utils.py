@@ -3,18 +3,52 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import os
+import shlex
 import shutil
+import site
 import sys
 import tempfile
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
-__all__ = ["atomic_path", "file_sha256", "one_of", "root_cause", "show_root_cause"]
+__all__ = [
+    "atomic_path",
+    "command_line",
+    "file_sha256",
+    "installed_folder",
+    "one_of",
+    "root_cause",
+    "shell_words",
+    "show_root_cause",
+    "write_csv",
+]
+
+
+def command_line() -> str:
+    """The command that started this process, to be pasted into a shell."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    program = Path(sys.argv[0])
+    if spec is not None:
+        start = ["python", "-m", spec.name.removesuffix(".__main__")]
+    else:
+        start = ["python", str(program)] if program.suffix == ".py" else [program.name]
+    return shell_words([*start, *sys.argv[1:]])
+
+
+def shell_words(words: Sequence[str]) -> str:
+    """Words as one command line, in double quotes where that is enough: lists of file names have single ones."""
+    shown = []
+    for word in words:
+        quoted = shlex.quote(word)
+        shown.append(f'"{word}"' if quoted != word and "'" in word and not set(word) & set('"$`\\!') else quoted)
+    return " ".join(shown)
 
 
 def file_sha256(path: str | os.PathLike[str]) -> str:
@@ -24,6 +58,23 @@ def file_sha256(path: str | os.PathLike[str]) -> str:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def installed_folder(name: str) -> Path:
+    """A folder that belongs to the package without being Python: ``bundles`` or ``data_manifests``.
+
+    Args:
+        name: of the folder.
+
+    Returns:
+        that of the repository, where the package runs from one; else the installed one, ``share/monai_rdad/<name>`` of
+        the environment or, after ``pip install --user``, of the user. Whether it exists is not checked.
+    """
+    beside = Path(__file__).resolve().parents[1] / name
+    if beside.is_dir():
+        return beside
+    installed = [Path(base) / "share" / "monai_rdad" / name for base in (sys.prefix, site.getuserbase())]
+    return next((folder for folder in installed if folder.is_dir()), installed[0])
 
 
 def one_of(name: str, value: str, choices: Sequence[str]) -> str:
@@ -70,6 +121,20 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.replace(temporary, target)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_csv(path: str | os.PathLike[str], fields: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Write a table with a header as UTF-8, complete or not at all.
+
+    Args:
+        path: file to write.
+        fields: names of the columns.
+        rows: values in the order of the columns.
+    """
+    with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(fields)
+        writer.writerows(rows)
 
 
 def show_root_cause() -> None:

@@ -42,7 +42,7 @@ if [ "$(cat "$venv/installed" 2>/dev/null)" != "$stamp" ]; then
         install -r requirements.lock
         install --no-deps -e .
     else # The pinned versions need 3.11: here pip picks the newest that 3.10 can have.
-        install -e '.[dev]'
+        install -e '.[dev,onnx]'
     fi
     echo "$stamp" >"$venv/installed"
 fi

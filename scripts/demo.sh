@@ -46,7 +46,7 @@ for name in ("image_auroc", "image_ap", "pixel_auroc", "pixel_ap", "aupro_0.3"):
 EOF
 cat <<EOF
 
-result page       $out/evaluation/result.html
+report            $out/evaluation/report.html
 scores and maps   $out/pictures/, $out/volume/
 runs in MLflow    mlflow ui --backend-store-uri sqlite:///$out/evaluation/mlruns.db
 EOF

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""What the teacher's features tell without any training: baselines for ``scripts/study.py``, in the same form.
+r"""What the teacher's features tell without any training: baselines for ``monai-rdad benchmark``.
 
 Features are the two groups of DNP-ConFormer's ResNet encoder: stages 1 and 2 as one vector per position, and stage 3,
 on the grid of stage 3. A map is the sum of both groups' cosine distances to
@@ -9,7 +9,7 @@ on the grid of stage 3. A map is the sum of both groups' cosine distances to
 - ``neighbour``: the nearest of all positions of the training normals (of at most ``--bank``, drawn at random).
 
     python scripts/study_baselines.py --out baselines --data brain=PATH retina=PATH --weights PATH --size 128
-    python scripts/study.py --out baselines --table
+    python scripts/study_baselines.py --out baselines --table
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from monai.transforms import Compose
+from study_rows import read, table  # beside this file
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -101,13 +102,17 @@ def evaluate(maps: Tensor, items: list[dict[str, Any]]) -> dict[str, dict[str, f
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
-    parser.add_argument("--data", nargs="+", required=True, metavar="NAME=FOLDER", help="folders with a manifest.json")
+    parser.add_argument("--data", nargs="+", default=[], metavar="NAME=FOLDER", help="folders with a manifest.json")
     parser.add_argument("--colour", nargs="*", default=[], metavar="NAME", help="data sets read with 3 channels")
     parser.add_argument("--encoder", default="resnet18")
     parser.add_argument("--weights", default="none", help="teacher: imagenet, none, or a path")
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--bank", type=int, default=20000, help="positions kept for the nearest neighbour")
+    parser.add_argument("--table", action="store_true", help="print the table of the results and stop")
     args = parser.parse_args()
+    if args.table:
+        print(table(read(args.out / "results.jsonl")))
+        return
     encoder = TokenResNet(args.encoder)
     load_encoder_weights(encoder, args.encoder, args.weights)
     fuse = AnomalyMap(encoder, sigma=4.0).fuse

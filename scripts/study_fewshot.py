@@ -31,10 +31,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from study import read  # beside this file
+from study_rows import read  # beside this file
 from torch import Tensor, nn
 
-ROOT = Path(__file__).resolve().parents[1]
 SCORES = ("max", "mean", "top")
 TOP = 0.1  # of the pixels, in the score "top"
 # settings of the network that differ from the bundle's defaults
@@ -125,32 +124,25 @@ def few_shot(network: Any, organ: Organ, device: torch.device, batch: int = 16) 
 
 def trained(form: dict[str, Any], organs: list[Organ], held: str, seed: int, args: argparse.Namespace) -> nn.Module:
     """The bundle's network, trained on all organs but one."""
-    from monai.bundle import ConfigWorkflow
+    from monai_rdad.apps.bundle import run_bundle
 
     place = args.out / "run"
     shutil.rmtree(place, ignore_errors=True)
-    workflow = ConfigWorkflow(
-        workflow_type="train",
-        config_file=str(ROOT / "bundles/d24fad/configs/train.yaml"),
-        logging_file=False,
-        bundle_root=str(place),
-        manifests=[f"{organ.name}={organ.folder}/manifest.json" for organ in organs],
-        holdout=held,
-        channels=3,  # grey images are read as grey RGB, so that all organs fit into one batch
-        encoder=args.encoder,
-        weights=args.weights,
-        image_size=args.size,
-        max_epochs=args.epochs,
-        episodes=args.episodes,
-        batch_size=args.batch_size,
-        seed=seed,
-        tracking_uri="none",
-        **form,
-    )
-    workflow.initialize()
-    workflow.run()
-    network = workflow.parser.get_parsed_content("network_def")
-    workflow.finalize()
+    settings = {
+        "bundle_root": str(place),
+        "manifests": [f"{organ.name}={organ.folder}/manifest.json" for organ in organs],
+        "holdout": held,
+        "channels": 3,  # grey images are read as grey RGB, so that all organs fit into one batch
+        "encoder": args.encoder,
+        "weights": args.weights,
+        "image_size": args.size,
+        "max_epochs": args.epochs,
+        "episodes": args.episodes,
+        "batch_size": args.batch_size,
+        "seed": seed,
+        "tracking_uri": "none",
+    }
+    network: nn.Module = run_bundle("d24fad", "train", settings | form).get("network_def")
     shutil.rmtree(place, ignore_errors=True)
     return network
 

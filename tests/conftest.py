@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -26,8 +27,35 @@ def real_data() -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set of phantoms, small in number and size."""
+    from PIL import Image
+
+    from monai_rdad.data.phantoms import phantom_slice
+
+    folder = tmp_path_factory.mktemp("tiny")
+    manifest: dict[str, list[dict[str, Any]]] = {}
+    index = 0
+    for split, count, abnormal in (("training", 6, 0), ("validation", 2, 1), ("calibration", 1, 0), ("testing", 5, 3)):
+        manifest[split] = []
+        for i in range(count):
+            image, mask = phantom_slice(np.random.default_rng(index), lesion=i < abnormal, size=80)
+            name = f"{split}/{i}.png"
+            (folder / split).mkdir(exist_ok=True)
+            Image.fromarray(image).save(folder / name)
+            item = {"image": name, "label": int(i < abnormal), "group": f"subject{index}"}
+            if i < abnormal:
+                item["mask"] = f"{split}/{i}_mask.png"
+                Image.fromarray(mask * 255).save(folder / item["mask"])
+            manifest[split].append(item)
+            index += 1
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+@pytest.fixture(scope="session")
 def write_dicom() -> Callable[..., Path]:
-    """Writer of one uncompressed DICOM file from an array (rows, columns[, 3])."""
+    """Writer of one uncompressed DICOM file from an array (rows, columns[, 3]); None removes an attribute."""
 
     def write(
         path: Path,
@@ -37,6 +65,7 @@ def write_dicom() -> Callable[..., Path]:
         photometric: str = "MONOCHROME2",
         rescale: tuple[float, float] | None = None,
         number: int = 1,
+        **attributes: Any,
     ) -> Path:
         from pydicom.dataset import FileDataset, FileMetaDataset
         from pydicom.uid import ExplicitVRLittleEndian, generate_uid
@@ -64,6 +93,11 @@ def write_dicom() -> Callable[..., Path]:
         if rescale is not None:
             data.RescaleSlope, data.RescaleIntercept = rescale
         data.PixelData = pixels.tobytes()
+        for name, value in attributes.items():
+            if value is None:
+                delattr(data, name)
+            else:
+                setattr(data, name, value)
         data.save_as(str(path))
         return path
 

@@ -46,7 +46,7 @@ def test_version_matches_changelog() -> None:
 
 
 def test_lock_satisfies_setup_cfg() -> None:
-    """Every dependency of setup.cfg and of the extra ``dev`` is pinned, inside its range."""
+    """Every dependency of setup.cfg and of the extras ``dev`` and ``onnx`` is pinned, inside its range."""
     import configparser
 
     from packaging.requirements import Requirement
@@ -54,7 +54,8 @@ def test_lock_satisfies_setup_cfg() -> None:
 
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg", encoding="utf-8")
-    wanted = config["options"]["install_requires"] + config["options.extras_require"]["dev"]
+    extras = config["options.extras_require"]
+    wanted = config["options"]["install_requires"] + extras["dev"] + extras["onnx"]
     lines = (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()
     pins = dict(line.split("==") for line in lines if line and not line.startswith("#"))
     for line in filter(None, wanted.splitlines()):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from monai_rdad.utils import atomic_path, root_cause
+from monai_rdad.utils import atomic_path, command_line, root_cause, shell_words, write_csv
 
 
 @pytest.mark.parametrize("name", ["scores.csv", "map.nii.gz", "overlay.png", "plain"])
@@ -92,3 +92,44 @@ def test_root_cause_falls_back_to_the_innermost_error_at_all() -> None:
     with pytest.raises(RuntimeError) as caught:
         _wrap(lambda: int("x"))
     assert isinstance(root_cause(caught.value), ValueError)
+
+
+def test_write_csv(tmp_path):
+    write_csv(tmp_path / "new" / "t.csv", ("name", "value"), [("ä, b", 0.1), ("c", "")])
+    assert (tmp_path / "new" / "t.csv").read_bytes() == 'name,value\n"ä, b",0.1\nc,\n'.encode()
+    with pytest.raises(ZeroDivisionError):
+        write_csv(tmp_path / "new" / "t.csv", ("x",), ((1 / x,) for x in (1, 0)))
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["t.csv"]
+    assert (tmp_path / "new" / "t.csv").read_text(encoding="utf-8").startswith("name")
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["a", "--x", "1"], "a --x 1"),
+        (["['b/c.yaml','d e.yaml']"], "\"['b/c.yaml','d e.yaml']\""),
+        (["$torch.device('cpu')", "a b"], None),
+        (["", "'", '"', "\\", "!", "`x`"], None),
+    ],
+)
+def test_shell_words_survive_the_shell(words: list[str], line: str | None) -> None:
+    import shlex
+
+    assert shlex.split(shell_words(words)) == words
+    assert line is None or shell_words(words) == line
+
+
+@pytest.mark.parametrize(
+    ("spec", "program", "line"),
+    [
+        ("monai.bundle.__main__", "/x/monai/bundle/__main__.py", "python -m monai.bundle run training"),
+        (None, "/x/bin/monai-rdad", "monai-rdad run training"),
+        (None, "scripts/study.py", "python scripts/study.py run training"),
+    ],
+)
+def test_command_line(monkeypatch: pytest.MonkeyPatch, spec: str | None, program: str, line: str) -> None:
+    from importlib.machinery import ModuleSpec
+
+    monkeypatch.setattr("__main__.__spec__", ModuleSpec(spec, None) if spec else None)
+    monkeypatch.setattr("sys.argv", [program, "run", "training"])
+    assert command_line() == line

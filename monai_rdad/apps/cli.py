@@ -9,17 +9,31 @@ from __future__ import annotations
 
 import argparse
 import sys
-import traceback
 from collections.abc import Sequence
 from importlib import import_module
 
 import monai_rdad
-from monai_rdad.utils import root_cause
+from monai_rdad.apps.command import Help, describe_error
 
-__all__ = ["GROUPS", "main"]
+__all__ = ["GROUPS", "build_parser", "main"]
 
-GROUPS = ("manifest",)
+GROUPS = ("methods", "check", "benchmark", "report", "export", "label", "manifest", "completion")
 """Modules of ``monai_rdad.apps`` with commands, in the order of the help."""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    parser = argparse.ArgumentParser(
+        "monai-rdad",
+        description="Anomaly detection in medical images: methods that learn from normal images only.",
+        epilog="monai-rdad COMMAND --help has each command's options and examples.",
+        formatter_class=Help,
+    )
+    parser.add_argument("--version", action="version", version=monai_rdad.__version__)
+    groups = parser.add_subparsers(dest="group", title="commands", metavar="COMMAND", required=True)
+    for name in GROUPS:
+        import_module(f"monai_rdad.apps.{name}").add_parser(groups)
+    return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,11 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         exit code: 0, 1 for an error, 130 when interrupted. Wrong arguments exit with 2, as argparse does.
     """
-    parser = argparse.ArgumentParser("monai-rdad", description="Anomaly detection in medical images.")
-    parser.add_argument("--version", action="version", version=monai_rdad.__version__)
-    groups = parser.add_subparsers(dest="group", metavar="GROUP", required=True)
-    for name in GROUPS:
-        import_module(f"monai_rdad.apps.{name}").add_parser(groups)
+    parser = build_parser()
     parsed = parser.parse_args(arguments)
     try:
         return parsed.run(parsed) or 0
@@ -45,22 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if parsed.debug:
             raise
-        print(f"monai-rdad: {_one_line(_cause(error))}", file=sys.stderr)
+        print(f"monai-rdad: {describe_error(error)}", file=sys.stderr)
         return 1
-
-
-def _cause(error: BaseException) -> BaseException:
-    """An error of this package says what its cause means; the wrappers of MONAI only say where they were."""
-    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    own = str(frames[-1].f_globals.get("__name__", "")).startswith("monai_rdad.") if frames else False
-    return error if own else root_cause(error)
-
-
-def _one_line(error: BaseException) -> str:
-    expected = isinstance(error, (ValueError, OSError, ImportError))
-    kind = "" if expected else f"{type(error).__name__}: "
-    hint = "" if expected else " (--debug shows where)"
-    return kind + " ".join(str(error).replace("\n  - ", " | ").split()) + hint
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from monai_rdad.data import load_manifest, manifest_hash
+from monai_rdad.data import load_manifest, manifest_hash, manifest_title
 from monai_rdad.data.duplicates import exact_duplicates, near_duplicates
 from monai_rdad.data.measure import Measures, grey_picture, in_threads, measure
 from monai_rdad.data.sets.pixels import read_mask
@@ -69,7 +69,7 @@ def describe_manifest(
     description: dict[str, Any] = {
         "manifest": Path(manifest).name,
         "manifest_sha256": manifest_hash(manifest),
-        "title": _title(manifest),
+        "title": manifest_title(manifest),
         "splits": {name: _split(name, items, measures) for name in splits if splits[name]},
         "duplicates": _duplicates(items, measures),
         "trivial_scores": leaks,
@@ -88,12 +88,6 @@ def _measure(item: dict[str, Any]) -> Measures:
         return measure(item["image"])
     except ValueError as error:
         raise ValueError(f"{item['name']}: {error}") from error
-
-
-def _title(manifest: str | os.PathLike[str]) -> str:
-    content = json.loads(Path(manifest).expanduser().read_text(encoding="utf-8"))
-    title = content.get("title") if isinstance(content, dict) else None
-    return title if isinstance(title, str) else Path(manifest).expanduser().absolute().parent.name
 
 
 def _scored(items: list[dict[str, Any]]) -> list[int]:

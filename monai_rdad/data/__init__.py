@@ -6,7 +6,17 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .manifest import SPLITS, ManifestError, list_inputs, load_manifest, manifest_hash, split_by_group
+from .manifest import (
+    SPLITS,
+    ManifestError,
+    data_record,
+    list_inputs,
+    load_manifest,
+    manifest_hash,
+    manifest_title,
+    split_by_group,
+)
+from .probe import is_volume, uniform_batch_size
 
 if TYPE_CHECKING:
     from .episodes import (
@@ -20,6 +30,7 @@ if TYPE_CHECKING:
         task_manifests,
     )
     from .phantoms import phantom_dataset
+    from .slices import SliceCacheDataset
     from .task_phantoms import phantom_tasks
 
 __all__ = [
@@ -27,22 +38,27 @@ __all__ = [
     "EpisodeDataset",
     "EpisodeSampler",
     "ManifestError",
+    "SliceCacheDataset",
+    "data_record",
     "draw_support",
     "file_hashes",
+    "is_volume",
     "list_inputs",
     "list_support",
     "load_manifest",
     "load_tasks",
     "manifest_hash",
+    "manifest_title",
     "phantom_dataset",
     "phantom_tasks",
     "split_by_group",
     "task_folder",
     "task_manifests",
+    "uniform_batch_size",
 ]
 
-# The phantoms need SciPy, the episodes torch; who reads a manifest does not.
-_LATER = {"phantom_dataset": "phantoms", "phantom_tasks": "task_phantoms"}
+# The phantoms need SciPy, episodes and slices torch; who reads a manifest does not.
+_LATER = {"phantom_dataset": "phantoms", "phantom_tasks": "task_phantoms", "SliceCacheDataset": "slices"}
 
 
 def __getattr__(name: str) -> Any:

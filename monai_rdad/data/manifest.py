@@ -7,7 +7,8 @@ A manifest is a JSON file of one of two forms:
 2. a flat list ``[record, ...]`` whose records are items with a "split".
 
 An item has "image" (path relative to the data set's folder), "label" (0 normal, 1 abnormal) and optionally "mask"
-(path or null), "group" (patient, scan or slide) and "stratum" (scanner or site). Other keys are passed over.
+(path or null), "group" (patient, scan or slide) and "stratum" (scanner or site); a volume for training may have
+"exclude" (path of a mask whose slices do not train). Other keys are passed over.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import math
 import os
 import random
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -25,7 +27,16 @@ from typing import Any, Literal
 from monai_rdad.data.probe import content_digest, content_size, probe, same_size
 from monai_rdad.formats import dicom_files, file_kind
 
-__all__ = ["SPLITS", "ManifestError", "list_inputs", "load_manifest", "manifest_hash", "split_by_group"]
+__all__ = [
+    "SPLITS",
+    "ManifestError",
+    "data_record",
+    "list_inputs",
+    "load_manifest",
+    "manifest_hash",
+    "manifest_title",
+    "split_by_group",
+]
 
 Item = dict[str, Any]
 PathLike = str | os.PathLike[str]
@@ -59,7 +70,7 @@ def load_manifest(
     Returns:
         The four splits (missing ones are empty), each a list of items: "image" absolute path, "label" 0 or 1, "mask"
         absolute path (left out where there is none, and for training and calibration, which are normal throughout),
-        "group" (default: the name), "stratum" (default: empty) and "name" (the path as the manifest has it; unique).
+        "exclude" likewise, "group" (default: the name), "stratum" (default: empty) and "name" (the manifest's path).
 
     Raises:
         ManifestError: see there.
@@ -92,13 +103,52 @@ def manifest_hash(manifest: PathLike) -> str:
         raise ManifestError(f"{manifest}: cannot be read ({error.strerror}). Check the path.") from error
 
 
+def manifest_title(manifest: PathLike) -> str:
+    """What the data set is called: the manifest's "title", or else the name of the folder that it lies in.
+
+    Raises:
+        ManifestError: the manifest cannot be read.
+    """
+    path = Path(manifest).expanduser().absolute()
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ManifestError(f"{manifest}: cannot be read ({error}). Check the path.") from error
+    title = content.get("title") if isinstance(content, dict) else None
+    return title if isinstance(title, str) else path.parent.name
+
+
+def data_record(manifest: PathLike, dataset_dir: PathLike, tasks: Mapping[str, PathLike] | None = None) -> Item:
+    """What a training has to say of its data: where they lie, and the hash by which they are known elsewhere.
+
+    Args:
+        manifest: of the data set.
+        dataset_dir: folder that its paths are relative to.
+        tasks: name and manifest of each task of a few-shot training.
+
+    Returns:
+        "manifest" and "dataset_dir" (absolute), "manifest_sha256", and "tasks", name -> SHA-256, if there are any.
+
+    Raises:
+        ManifestError: a manifest cannot be read.
+    """
+    record: Item = {
+        "manifest": str(Path(manifest).expanduser().absolute()),
+        "dataset_dir": str(Path(dataset_dir).expanduser().absolute()),
+        "manifest_sha256": manifest_hash(manifest),
+    }
+    if tasks:
+        record["tasks"] = {name: manifest_hash(path) for name, path in tasks.items()}
+    return record
+
+
 def list_inputs(path: PathLike, on_error: Literal["raise", "skip"] = "raise") -> list[Item]:
     """Items {"image", "name"} for inference, each checked for being complete.
 
     Args:
         path: an image file, a folder with one DICOM series, or a folder with image files and such folders. DICOM
-            files in one folder are taken as a series if they share a series UID and each has a position in space;
-            otherwise each is an image.
+            files in one folder are taken as a volume as soon as two of one series have a position in space, and then
+            all of them have to fit; otherwise each is an image.
 
         on_error: "raise", or "skip" to leave out broken files with a warning each.
 
@@ -166,13 +216,13 @@ def split_by_group(items: Sequence[Item], fractions: Mapping[str, float], seed: 
 
 
 def _is_series(folder: Path) -> bool:
-    """One DICOM series with a position for every file, hence a volume."""
+    """Whether the DICOM files in a folder want to be a volume: two of one series, or all there are, have a position."""
     import pydicom
 
     tags = ["SeriesInstanceUID", "ImagePositionPatient"]
     headers = [pydicom.dcmread(file, specific_tags=tags, stop_before_pixels=True) for file in dicom_files(folder)]
-    located = all("ImagePositionPatient" in header for header in headers)
-    return bool(headers) and located and len({str(header.get("SeriesInstanceUID")) for header in headers}) == 1
+    located = Counter(str(h.get("SeriesInstanceUID")) for h in headers if "ImagePositionPatient" in h)
+    return max(located.values(), default=0) > 1 or (len(headers) == 1 and bool(located))
 
 
 def _is_input(path: Path) -> bool:
@@ -227,12 +277,13 @@ def _parse(content: Any, source: Path, folder: Path) -> dict[str, list[Item]]:
         if problem or split is None:
             problems.append(f"{where}: {problem}")
             continue
-        name, group, mask = record["image"], record.get("group"), record.get("mask")
+        name, group = record["image"], record.get("group")
         item: Item = {"image": str(folder / name), "label": record["label"], "name": name}
         item["group"] = name if group is None else str(group)
         item["stratum"] = str(record.get("stratum") or "")
-        if mask is not None:
-            item["mask"] = str(folder / mask)
+        for key in ("mask", "exclude"):
+            if record.get(key) is not None:
+                item[key] = str(folder / record[key])
         splits[split].append(item)
     _raise_if(problems, source, "wrong items", "Correct the manifest; docs/data.md shows both forms.")
     if not any(splits.values()):
@@ -243,20 +294,22 @@ def _parse(content: Any, source: Path, folder: Path) -> dict[str, list[Item]]:
 def _schema_problem(record: Any, split: str | None) -> str | None:
     if not isinstance(record, dict):
         return f"is a {_json_type(record)}, it must be an object with 'image' and 'label'"
-    image, label, mask, group, stratum = (record.get(key) for key in ("image", "label", "mask", "group", "stratum"))
+    image, label, group, stratum = (record.get(key) for key in ("image", "label", "group", "stratum"))
     if not isinstance(image, str) or not image:
         return f"'image' is {image!r}, it must be a path"
     if isinstance(label, bool) or label not in (0, 1) or not isinstance(label, int):
         return f"'label' is {label!r}, it must be 0 (normal) or 1 (abnormal)"
-    if mask is not None and (not isinstance(mask, str) or not mask):
-        return f"'mask' is {mask!r}, it must be a path, null or absent"
+    for key in ("mask", "exclude"):
+        if record.get(key) is not None and (not isinstance(record[key], str) or not record[key]):
+            return f"'{key}' is {record[key]!r}, it must be a path, null or absent"
     if group is not None and (isinstance(group, bool) or not isinstance(group, (str, int))):
         return f"'group' is {group!r}, it must be a text or a whole number"
     if stratum is not None and not isinstance(stratum, str):
         return f"'stratum' is {stratum!r}, it must be a text"
     if split is None:
         return f"'split' is {record.get('split')!r}, it must be one of {', '.join(_SPLIT_NAMES)}"
-    return None
+    stray = record.get("exclude") is not None and split != "training"
+    return "'exclude' takes slices of a volume out of the training; other splits take volumes whole" if stray else None
 
 
 def _json_type(value: Any) -> str:
@@ -330,14 +383,17 @@ def _check_files(splits: dict[str, list[Item]], source: Path, skip: bool) -> Non
 
 
 def file_problem(item: Item) -> str | None:
-    """What is wrong with the files of an item, None if they are whole and the mask fits: "image", "mask" or none."""
-    image, mask = item["image"], item.get("mask")
+    """What is wrong with the files of an item, None if they are whole and the masks fit the image."""
+    image = item["image"]
     try:
         size = probe(image)
     except (FileNotFoundError, ValueError) as error:
         return str(error)
-    if mask is None:
-        return None
+    masks = [item[key] for key in ("mask", "exclude") if item.get(key) is not None]
+    return next((problem for mask in masks if (problem := _mask_problem(image, size, mask))), None)
+
+
+def _mask_problem(image: str, size: tuple[int, ...], mask: str) -> str | None:
     if mask.lower().endswith((".jpg", ".jpeg")):
         return f"its mask {mask} is a JPEG, whose compression blurs the border. Save it as PNG."
     try:

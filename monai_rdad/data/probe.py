@@ -7,11 +7,12 @@ import gzip
 import hashlib
 import math
 import os
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from monai_rdad.formats import NIFTI_SUFFIXES, dicom_files, file_kind
 
-__all__ = ["content_digest", "content_size", "probe", "same_size"]
+__all__ = ["content_digest", "content_size", "is_volume", "probe", "same_size", "uniform_batch_size"]
 
 CHUNK = 1 << 20
 
@@ -23,8 +24,8 @@ def probe(path: str) -> tuple[int, ...]:
     DICOM by comparing the header with the amount of data. Values (NaN, constant images) are the reader's business.
 
     Returns:
-        (rows, columns) of a picture or DICOM file, (slices, rows, columns) of a DICOM series, the dimensions of a
-        NIfTI file in its own order.
+        (rows, columns) of a picture or DICOM file, (slices, rows, columns) of a DICOM series or a multi-frame file, the
+        dimensions of a NIfTI file in its own order.
 
     Raises:
         FileNotFoundError: no such file.
@@ -38,7 +39,7 @@ def probe(path: str) -> tuple[int, ...]:
             return _probe_nifti(path)
         if os.path.isdir(path):
             return _probe_series(path)
-        return _probe_dicom(path)[0]
+        return _probe_dicom(path)
     except Exception as error:  # decoders raise many types: OSError, SyntaxError, EOFError, zlib.error ...
         raise ValueError(f"cannot be decoded ({' '.join(str(error).split())}). Replace the file.") from error
 
@@ -59,19 +60,28 @@ def _probe_picture(path: str) -> tuple[int, int]:
 def _probe_nifti(path: str) -> tuple[int, ...]:
     import nibabel
 
+    shape = _nifti_shape(path)
+    image: Any = nibabel.load(path)
+    if len(shape) > 3:
+        raise ValueError(f"shape {image.shape} has more than three dimensions; save each volume as its own file")
+    proxy = image.dataobj  # of a loaded file; its type as nibabel declares it lacks the offset
+    needed = proxy.offset + math.prod(shape) * image.get_data_dtype().itemsize
+    present = _unpacked_size(path, needed) if path.lower().endswith(".gz") else os.path.getsize(path)
+    if present < needed:
+        raise ValueError(f"it is cut off: {present} of {needed} bytes")
+    return shape
+
+
+def _nifti_shape(path: str) -> tuple[int, ...]:
+    """Dimensions without trailing ones of size 1."""
+    import nibabel
+
     image = nibabel.load(path)
     if not isinstance(image, nibabel.Nifti1Image):  # Nifti2Image is one as well
         raise ValueError("not a NIfTI file")
     shape = list(image.shape)
     while len(shape) > 2 and shape[-1] == 1:
         shape.pop()
-    if len(shape) > 3:
-        raise ValueError(f"shape {image.shape} has more than three dimensions; save each volume as its own file")
-    proxy: Any = image.dataobj  # of a loaded file; its type as nibabel declares it lacks the offset
-    needed = proxy.offset + math.prod(shape) * image.get_data_dtype().itemsize
-    present = _unpacked_size(path, needed) if path.lower().endswith(".gz") else os.path.getsize(path)
-    if present < needed:
-        raise ValueError(f"it is cut off: {present} of {needed} bytes")
     return tuple(shape)
 
 
@@ -89,30 +99,61 @@ def _unpacked_size(path: str, expected: int) -> int:
     return total
 
 
-def _probe_dicom(path: str) -> tuple[tuple[int, int], str]:
-    """Rows and columns, and the series it belongs to."""
+def _probe_dicom(path: str) -> tuple[int, ...]:
     import pydicom
 
     data = pydicom.dcmread(path)
     if "PixelData" not in data:
         raise ValueError("it holds no pixels, or is cut off")
-    if not data.file_meta.TransferSyntaxUID.is_compressed:
-        bits = data.Rows * data.Columns * data.SamplesPerPixel * int(data.get("NumberOfFrames", 1)) * data.BitsAllocated
+    frames = int(data.get("NumberOfFrames") or 1)
+    syntax = data.file_meta.TransferSyntaxUID
+    if not syntax.is_private and not syntax.is_compressed:
+        bits = data.Rows * data.Columns * data.SamplesPerPixel * frames * data.BitsAllocated
         # 4:2:2 stores two thirds of the samples.
         bits = bits * 2 // 3 if data.PhotometricInterpretation == "YBR_FULL_422" else bits
         if len(data.PixelData) < bits // 8:
             raise ValueError(f"it is cut off: {len(data.PixelData)} of {bits // 8} bytes of pixels")
-    return (int(data.Rows), int(data.Columns)), str(data.get("SeriesInstanceUID"))
+    size = (int(data.Rows), int(data.Columns))
+    return size if frames == 1 else (frames, *size)
 
 
 def _probe_series(folder: str) -> tuple[int, ...]:
-    found = [_probe_dicom(file) for file in dicom_files(folder)]
-    if not found:
-        raise ValueError("the folder holds no DICOM file")
-    sizes, series = {size for size, _ in found}, {uid for _, uid in found}
-    if len(series) > 1 or len(sizes) > 1:
-        raise ValueError(f"the folder holds {len(series)} DICOM series with {len(sizes)} sizes; one of each is needed")
-    return (len(found), *sizes.pop())
+    from monai_rdad.dicom import read_stack  # with NumPy, which a manifest of pictures does not need
+
+    stack = read_stack(folder)
+    for file in stack.files:
+        _probe_dicom(file)
+    return stack.shape[::-1]
+
+
+def is_volume(path: str | os.PathLike[str]) -> bool:
+    """Whether a file, or a folder with a DICOM series, is read as a volume: more than one slice. From its header.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: unsupported, or not readable.
+    """
+    path = os.fspath(path)
+    kind = file_kind(path)
+    if kind == "picture":
+        return False
+    from monai_rdad.dicom import read_stack
+
+    try:
+        shape = _nifti_shape(path) if kind == "nifti" else read_stack(path).shape
+    except Exception as error:
+        raise ValueError(f"{path}: cannot be read ({' '.join(str(error).split())}). Replace it.") from error
+    return len([size for size in shape if size > 1]) == 3
+
+
+def uniform_batch_size(items: Sequence[Mapping[str, Any]], batch_size: int) -> int:
+    """``batch_size``, or 1 where one of the items is a volume: volumes differ in their numbers of slices.
+
+    Args:
+        items: with the path of an "image".
+        batch_size: for images.
+    """
+    return 1 if any(is_volume(item["image"]) for item in items) else batch_size
 
 
 def same_size(image: tuple[int, ...], mask: tuple[int, ...], image_path: str, mask_path: str) -> bool:

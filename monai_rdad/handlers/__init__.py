@@ -10,7 +10,7 @@ from monai_rdad.handlers.mlflow import AnomalyMLFlow
 from monai_rdad.handlers.progress import Progress
 from monai_rdad.handlers.prototypes import PrototypeUsage
 from monai_rdad.handlers.support import EpisodeMonitor, SupportSet, support_hash
-from monai_rdad.handlers.trained import TrainedCheckpointLoader, load_settings
+from monai_rdad.handlers.trained import TrainedCheckpointLoader, load_data_record, load_settings, load_weights
 from monai_rdad.handlers.training import GradientClipping, MomentumUpdate
 
 __all__ = [
@@ -28,5 +28,7 @@ __all__ = [
     "support_hash",
     "TrainedCheckpointLoader",
     "load_calibration",
+    "load_data_record",
     "load_settings",
+    "load_weights",
 ]

@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import logging
 import math
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,15 +23,17 @@ from monai_rdad.handlers.calibration import Calibration
 from monai_rdad.metrics import (
     PixelAccumulator,
     bootstrap_image_metrics,
-    bootstrap_pixel_metrics,
     bootstrap_rate,
     group_strata,
     image_metrics,
     is_abnormal,
+    resample_pixel_metrics,
+    resampled_intervals,
 )
-from monai_rdad.utils import atomic_path
+from monai_rdad.transforms.slices.array import through_slices
+from monai_rdad.utils import atomic_path, write_csv
 
-__all__ = ["AnomalyMetrics", "ImageScore"]
+__all__ = ["AnomalyMetrics", "ImageScore", "SliceScore"]
 
 logger = logging.getLogger(__name__)
 
@@ -56,10 +58,29 @@ class ImageScore(NamedTuple):
     area: float | str = ""
 
 
+class SliceScore(NamedTuple):
+    """One row of slices.csv.
+
+    Attributes:
+        name: of the volume.
+        group: its patient.
+        slice: counted towards right, front or head.
+        label: 0 normal, 1 with an abnormal voxel in the mask.
+        score: of its map; 0 if it was left out for want of foreground.
+    """
+
+    name: str
+    group: str
+    slice: int
+    label: int
+    score: float
+
+
 class _Sample(NamedTuple):
     row: ImageScore
     anomaly_map: NDArray[np.float32]
     mask: NDArray[np.uint8] | None
+    slices: list[SliceScore]
 
 
 def _largest(maps: torch.Tensor) -> torch.Tensor:
@@ -79,7 +100,9 @@ class AnomalyMetrics:
       normal and `sensitivity_at_<alpha>` of the abnormal images; `normal_area_at_<area_alpha>`, the mean fraction of
       normal images above the map value that promises at most `area_alpha`, and with masks `dice_at_area_<area_alpha>`
       at that value, pooled over all pixels;
-    - for each of them but the last, with `bootstrap` > 0, `<name>_ci_low` and `<name>_ci_high`;
+    - of volumes with masks, over slices: `slice_auroc`, `slice_ap`, `n_slices`, `n_abnormal_slices`. Normal slices
+      without any map value, which were left out for want of foreground, are not counted;
+    - for each of them but `dice_at_area_...`, with `bootstrap` > 0, `<name>_ci_low` and `<name>_ci_high`;
     - `n_images`, `n_abnormal` (images), `n_groups`; for pixels `n_pixel_images` (with known pixels) and `n_regions`.
 
     Under torch.distributed every rank ends with the figures of all ranks. The images with which a `DistributedSampler`
@@ -93,7 +116,7 @@ class AnomalyMetrics:
         bootstrap: number of resamples; 0 for no intervals.
         pixel: whether to evaluate masks.
         seed: seed of the resamples.
-        output_dir: folder for metrics.json and scores.csv, written when the epoch is complete, by rank 0 only.
+        output_dir: folder for what :meth:`write` writes, when the epoch is complete, by rank 0 only.
         calibration: of the network, or None; not used, with a warning, where it is of volumes and the maps are of
             images, or the other way round.
         alpha: nominal false-positive rate of images.
@@ -133,21 +156,32 @@ class AnomalyMetrics:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._complete)
 
     def write(self, output_dir: str | os.PathLike[str]) -> None:
-        """Write metrics.json (figures that do not exist are null) and scores.csv (an :class:`ImageScore` per image)."""
+        """Write what comes of the evaluation.
+
+        - ``scores.csv``: an :class:`ImageScore` per image;
+        - ``slices.csv``, for volumes with masks: a :class:`SliceScore` per slice;
+        - ``pixel_resamples.npz``, with masks and a bootstrap: each pixel metric in each resample, from which two
+          methods are compared pair by pair;
+        - ``metrics.json``: all figures, null for those that do not exist. It comes last.
+        """
+        write_csv(os.path.join(output_dir, "scores.csv"), ImageScore._fields, self.scores)
+        Path(output_dir, "slices.csv").unlink(missing_ok=True)  # of an earlier evaluation
+        if self._slices:
+            write_csv(os.path.join(output_dir, "slices.csv"), SliceScore._fields, sorted(self._slices))
+        Path(output_dir, "pixel_resamples.npz").unlink(missing_ok=True)
+        if self._resampled:
+            with atomic_path(os.path.join(output_dir, "pixel_resamples.npz")) as path:
+                arrays: dict[str, Any] = dict(self._resampled)
+                np.savez(path, **arrays)
         figures = {k: v if math.isfinite(v) else None for k, v in self._metrics.items()}
         with atomic_path(os.path.join(output_dir, "metrics.json")) as path:
             path.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-        with (
-            atomic_path(os.path.join(output_dir, "scores.csv")) as path,
-            open(path, "w", newline="", encoding="utf-8") as file,
-        ):
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(ImageScore._fields)
-            writer.writerows(self.scores)
 
     def _reset(self) -> None:
         self._rows: list[ImageScore] = []
+        self._slices: list[SliceScore] = []
         self._names: set[str] = set()
+        self._resampled: dict[str, NDArray[np.float64]] = {}
         self._pixels = PixelAccumulator(by_group=self.bootstrap > 0)
         # The last batch waits here: only it can hold the image that pads this rank's share of a DistributedSampler.
         self._pending: list[_Sample] = []
@@ -174,8 +208,8 @@ class AnomalyMetrics:
         masks: Sequence[Any] = [None] * len(maps)
         if self.pixel and "mask" in batch:
             masks = convert_to_tensor(batch["mask"], track_meta=False)[:, 0].cpu().numpy()
-        for name, group, label, score, decision, array, mask in zip(
-            names, groups, labels, scores, decisions, arrays, masks, strict=True
+        for name, group, label, score, decision, array, mask, anomaly_map in zip(
+            names, groups, labels, scores, decisions, arrays, masks, maps, strict=True
         ):
             if not math.isfinite(score):
                 raise ValueError(f"The score of {name!r} is {score}: its anomaly map or the reduction is broken.")
@@ -185,7 +219,19 @@ class AnomalyMetrics:
                 raise ValueError(f"{name!r} came twice in one epoch: every image needs a name of its own.")
             self._names.add(str(name))
             row = ImageScore(str(name), str(group or name), int(label), score, *decision)
-            self._pending.append(_Sample(row, array, mask))
+            slices = [] if mask is None or mask.ndim == 2 else self._slice_scores(row, anomaly_map, mask)
+            self._pending.append(_Sample(row, array, mask, slices))
+
+    def _slice_scores(self, row: ImageScore, anomaly_map: torch.Tensor, mask: NDArray[np.uint8]) -> list[SliceScore]:
+        """Scores of the slices of a volume whose label the mask tells."""
+        planes = through_slices(anomaly_map[None])
+        scores, seen = self.reduction(planes).reshape(-1).tolist(), planes.flatten(1).any(1).tolist()
+        abnormal, unknown = ((mask == value).any((0, 1)).tolist() for value in (1, 255))
+        return [
+            SliceScore(row.name, row.group, k, int(abnormal[k]), scores[k])
+            for k in range(len(scores))
+            if abnormal[k] or (seen[k] and not unknown[k])
+        ]
 
     def _decisions(
         self, batch: dict[str, Any], scores: list[float], maps: NDArray[np.float32]
@@ -201,8 +247,9 @@ class AnomalyMetrics:
 
     def _commit(self) -> None:
         """Take the waiting batch in."""
-        for row, anomaly_map, mask in self._pending:
+        for row, anomaly_map, mask, slices in self._pending:
             self._rows.append(row)
+            self._slices += slices
             if mask is not None:
                 self._pixels.update(anomaly_map, mask, row.group, row.name)
         self._pending = []
@@ -215,8 +262,9 @@ class AnomalyMetrics:
         taken.update(name for _, pending in everyone[: _rank()] for name in pending)
         self._pending = [s for s in self._pending if s.row.name not in taken]
         self._commit()
-        shares = _all_gather((self._rows, self._pixels))
-        rows = [row for share, _ in shares for row in share]
+        shares = _all_gather((self._rows, self._pixels, self._slices))
+        rows = [row for share, _, _ in shares for row in share]
+        self._slices = [row for _, _, share in shares for row in share]
         name, times = Counter(row.name for row in rows).most_common(1)[0] if rows else ("", 1)
         if times > 1:
             raise ValueError(
@@ -224,7 +272,7 @@ class AnomalyMetrics:
                 "every image a name of its own."
             )
         self._rows, self._pixels = rows, PixelAccumulator(by_group=self.bootstrap > 0)
-        for _, pixels in shares:
+        for _, pixels, _ in shares:
             self._pixels.merge(pixels)
 
     def _complete(self, engine: Engine) -> None:
@@ -238,10 +286,11 @@ class AnomalyMetrics:
         strata = group_strata(groups, labels)
         if self.bootstrap:
             intervals = bootstrap_image_metrics(scores, labels, groups, self.bootstrap, self.seed)
-            intervals |= bootstrap_pixel_metrics(self._pixels, strata, self.bootstrap, self.seed)
+            self._resampled = resample_pixel_metrics(self._pixels, strata, self.bootstrap, self.seed)
+            intervals |= resampled_intervals(self._resampled)
             for name, (low, high) in intervals.items():
                 figures |= {f"{name}_ci_low": low, f"{name}_ci_high": high}
-        figures |= self._decision_figures()
+        figures |= self._slice_figures() | self._decision_figures()
         figures |= {"n_images": len(labels), "n_abnormal": sum(labels), "n_groups": len(strata)}
         if "pixel_auroc" in figures:
             figures |= {"n_pixel_images": self._pixels.images, "n_regions": self._pixels.regions}
@@ -251,6 +300,21 @@ class AnomalyMetrics:
             logger.info("%d images, %d abnormal: %s", len(labels), sum(labels), self._summary())
             if self.output_dir is not None:
                 self.write(self.output_dir)
+
+    def _slice_figures(self) -> dict[str, float]:
+        """Image metrics of slices; empty unless there are normal and abnormal ones."""
+        labels, scores = [row.label for row in self._slices], [row.score for row in self._slices]
+        if len(set(labels)) < 2:
+            return {}
+        names = {"image_auroc": "slice_auroc", "image_ap": "slice_ap"}
+        found = image_metrics(scores, labels)
+        figures: dict[str, float] = {names[k]: found[k] for k in names}
+        if self.bootstrap:
+            groups = [row.group for row in self._slices]
+            intervals = bootstrap_image_metrics(scores, labels, groups, self.bootstrap, self.seed)
+            for k, name in names.items():
+                figures |= {f"{name}_ci_low": intervals[k][0], f"{name}_ci_high": intervals[k][1]}
+        return figures | {"n_slices": len(labels), "n_abnormal_slices": sum(labels)}
 
     def _decision_figures(self) -> dict[str, float]:
         """What came of the calibrated thresholds; empty without them."""

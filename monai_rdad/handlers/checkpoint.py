@@ -81,10 +81,11 @@ class ResumableCheckpoint:
         resume: restore from ``filename`` at the start and go on with the next epoch, up to ``max_epochs``.
         interval: epochs between two checkpoints.
         filename: of the checkpoint.
-        settings: for ``model.json``.
+        settings: for ``model.json``; a training is resumed with the same ones only.
+        data: for ``model.json``, what the network is trained on, see :func:`~monai_rdad.data.data_record`.
 
     Raises:
-        TypeError: ``settings`` holds something that JSON cannot.
+        TypeError: ``settings`` or ``data`` holds something that JSON cannot.
         ValueError: no "network" in ``objects``, a reserved name in it, or an interval below 1.
     """
 
@@ -97,6 +98,7 @@ class ResumableCheckpoint:
         interval: int = 1,
         filename: str = "checkpoint.pt",
         settings: Mapping[str, Any] | None = None,
+        data: Mapping[str, Any] | None = None,
     ) -> None:
         if "network" not in objects:
             raise ValueError(f"objects must hold 'network', it holds: {', '.join(objects) or 'nothing'}.")
@@ -111,7 +113,8 @@ class ResumableCheckpoint:
         self.resume = resume
         self.interval = interval
         self.settings = dict(settings or {})
-        json.dumps(self.settings)  # fails now and not after the training
+        self.data = dict(data or {})
+        json.dumps([self.settings, self.data])  # fails now and not after the training
 
     def attach(self, engine: Engine) -> None:
         """Register with a MONAI trainer."""
@@ -144,7 +147,7 @@ class ResumableCheckpoint:
     def _completed(self, engine: Engine) -> None:
         if engine.state.rank != 0:
             return
-        path = save_trained(self.save_dir, self.objects["network"], self.settings)
+        path = save_trained(self.save_dir, self.objects["network"], self.settings, self.data)
         logger.info("training is complete, weights: %s", path)
 
     def _save(self, engine: Engine) -> None:

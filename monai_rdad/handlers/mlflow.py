@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import atexit
+import json
 import logging
 import os
 import platform
@@ -22,9 +23,13 @@ from monai.engines.utils import IterationEvents
 
 import monai_rdad
 
-__all__ = ["AnomalyMLFlow", "git_commit"]
+__all__ = ["EXPERIMENT", "TAGS_VARIABLE", "AnomalyMLFlow", "git_commit", "software_versions"]
 
 logger = logging.getLogger(__name__)
+
+EXPERIMENT = "monai_rdad"
+TAGS_VARIABLE = "MONAI_RDAD_MLFLOW_TAGS"
+"""Environment variable with tags of every run, as JSON: who starts bundles tells their runs where they belong."""
 
 # Limits of the MLflow server: entries in one call, and the length of a parameter's value.
 PARAMS_PER_CALL = 100
@@ -44,6 +49,21 @@ def git_commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()
+
+
+def software_versions() -> dict[str, str | None]:
+    """Versions of this package, of Python and of what the results depend on; "git_commit" as :func:`git_commit`."""
+    versions = {
+        "git_commit": git_commit(),
+        "python": platform.python_version(),
+        "monai_rdad": monai_rdad.__version__,
+    }
+    for package in ("torch", "monai", "pytorch-ignite", "numpy", "mlflow"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return versions
 
 
 def _flatten(values: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
@@ -88,6 +108,8 @@ class AnomalyMLFlow:
     own, ``<run_prefix>_<YYYYmmdd_HHMMSS>_<4 random digits>``: MONAI's handler takes up any unfinished run of the same
     name, so that a fixed name would merge a new run into a crashed one. Processes of rank above 0 write nothing. A
     server that stops answering during a run costs a warning and the rest of the curves, not the training.
+    The environment variable ``MONAI_RDAD_MLFLOW_TAGS`` may hold tags for every run, as a JSON object of texts;
+    ``mlflow.parentRunId`` makes it the child of another run of the same experiment.
 
     Parameters: ``params``, the SHA-256 of ``manifest``, the commit of this package's repository, device, versions.
     Metrics: ``train_loss`` (mean over ``log_every`` iterations) and the learning rates, by iteration;
@@ -114,7 +136,7 @@ class AnomalyMLFlow:
         output_dir: str | os.PathLike[str],
         run_prefix: str = "rdad",
         tracking_uri: str | None = None,
-        experiment_name: str = "monai_rdad",
+        experiment_name: str = EXPERIMENT,
         params: Mapping[str, Any] | None = None,
         manifest: str | os.PathLike[str] | None = None,
         artifacts: Sequence[str | os.PathLike[str]] = (),
@@ -200,6 +222,8 @@ class AnomalyMLFlow:
         self._answers = True
         self._losses = []
         atexit.register(self._close, "FAILED")
+        for key, value in json.loads(os.environ.get(TAGS_VARIABLE) or "{}").items():
+            self._send(lambda client, run_id, key=key, value=value: client.set_tag(run_id, key, value))
         self._log_params(engine)
         logger.info("MLflow: run %s of experiment %s at %s", name, self.experiment_name, uri)
 
@@ -208,18 +232,8 @@ class AnomalyMLFlow:
 
         from monai_rdad.data import manifest_hash
 
-        commit = git_commit()
-        params: dict[str, Any] = {
-            "device": engine.state.device,
-            "git_commit": commit,
-            "python": platform.python_version(),
-            "monai_rdad": monai_rdad.__version__,
-        }
-        for package in ("torch", "monai", "pytorch-ignite", "numpy", "mlflow"):
-            try:
-                params[package] = version(package)
-            except PackageNotFoundError:
-                continue
+        software = software_versions()
+        params: dict[str, Any] = {"device": engine.state.device} | software
         if self.manifest is not None:
             params["manifest"] = self.manifest
             params["manifest_sha256"] = manifest_hash(self.manifest)
@@ -229,7 +243,8 @@ class AnomalyMLFlow:
         for i in range(0, len(entities), PARAMS_PER_CALL):
             part = entities[i : i + PARAMS_PER_CALL]
             self._send(lambda client, run_id, part=part: client.log_batch(run_id, params=part))
-        if commit is not None:
+        if software["git_commit"] is not None:
+            commit = software["git_commit"]
             self._send(lambda client, run_id: client.set_tag(run_id, "mlflow.source.git.commit", commit))
 
     def _log_metrics(self, values: Mapping[Any, Any], step: int) -> None:

@@ -18,12 +18,18 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from monai_rdad.utils import atomic_path
 
-__all__ = ["TrainedCheckpointLoader", "load_settings", "save_trained"]
+__all__ = ["TrainedCheckpointLoader", "load_data_record", "load_settings", "load_weights", "save_trained"]
 
 WEIGHTS, SETTINGS, CALIBRATION = "model.pt", "model.json", "calibration.json"
+_DATA = "data"  # entry of model.json that is no setting
 
 
-def save_trained(ckpt_dir: str | os.PathLike[str], network: nn.Module, settings: Mapping[str, Any]) -> Path:
+def save_trained(
+    ckpt_dir: str | os.PathLike[str],
+    network: nn.Module,
+    settings: Mapping[str, Any],
+    data: Mapping[str, Any] | None = None,
+) -> Path:
     """Write the weights and settings of a trained network, each file complete or not at all.
 
     - ``model.json``: the settings, first, so that weights never stand beside older settings.
@@ -35,6 +41,7 @@ def save_trained(ckpt_dir: str | os.PathLike[str], network: nn.Module, settings:
         ckpt_dir: folder of the files.
         network: the trained network.
         settings: what it takes to build the network again and to prepare images for it; values that JSON can hold.
+        data: what it was trained on, see :func:`~monai_rdad.data.data_record`.
 
     Returns:
         Path of the weights.
@@ -42,7 +49,8 @@ def save_trained(ckpt_dir: str | os.PathLike[str], network: nn.Module, settings:
     folder = Path(ckpt_dir)
     (folder / CALIBRATION).unlink(missing_ok=True)  # of earlier weights
     with atomic_path(folder / SETTINGS) as path:
-        path.write_text(json.dumps(dict(settings), indent=2) + "\n", encoding="utf-8")
+        content = dict(settings) | ({_DATA: dict(data)} if data else {})
+        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     with atomic_path(folder / WEIGHTS) as path:
         torch.save({key: value.cpu() for key, value in get_state_dict(network).items()}, path)
     with atomic_path(folder / "model_final.pt") as path:
@@ -53,13 +61,54 @@ def save_trained(ckpt_dir: str | os.PathLike[str], network: nn.Module, settings:
     return folder / WEIGHTS
 
 
-def load_settings(ckpt_dir: str | os.PathLike[str]) -> dict[str, Any]:
+def load_settings(ckpt_dir: str | os.PathLike[str], method: str | None = None) -> dict[str, Any]:
     """Settings of the training whose weights lie in a folder.
+
+    Args:
+        ckpt_dir: folder of the weights.
+        method: what was trained, as "method" of the settings names it; None for any.
+
+    Raises:
+        FileNotFoundError: no finished training has left its settings there.
+        ValueError: they are of another method.
+    """
+    settings = {key: value for key, value in _read_settings(ckpt_dir).items() if key != _DATA}
+    if method is not None and settings.get("method") != method:
+        raise ValueError(
+            f"{ckpt_dir} holds a trained {settings.get('method')}, not {method}. Use that method, or another ckpt_dir."
+        )
+    return settings
+
+
+def load_data_record(ckpt_dir: str | os.PathLike[str]) -> dict[str, Any]:
+    """What the network in a folder was trained on, see :func:`~monai_rdad.data.data_record`; empty if not known.
 
     Raises:
         FileNotFoundError: no finished training has left its settings there.
     """
+    return dict(_read_settings(ckpt_dir).get(_DATA, {}))
+
+
+def _read_settings(ckpt_dir: str | os.PathLike[str]) -> dict[str, Any]:
     return dict(json.loads(_find(ckpt_dir, SETTINGS).read_text(encoding="utf-8")))
+
+
+def load_weights(ckpt_dir: str | os.PathLike[str], network: nn.Module) -> None:
+    """Load ``model.pt`` into a network that takes exactly these weights.
+
+    Raises:
+        FileNotFoundError: no finished training has left weights there.
+        ValueError: they cannot be read, or belong to another network.
+    """
+    path = _find(ckpt_dir, WEIGHTS)
+    try:
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(f"{path} cannot be read as weights ({error}). Train again.") from error
+    try:
+        network.load_state_dict(weights)
+    except Exception as error:
+        raise ValueError(f"{path} belongs to another network; use the settings it was trained with: {error}") from error
 
 
 class TrainedCheckpointLoader:
@@ -70,8 +119,7 @@ class TrainedCheckpointLoader:
         network: takes exactly these weights; may be wrapped for distributed evaluation.
 
     Raises:
-        FileNotFoundError: (at the start) no finished training has left weights there.
-        ValueError: (at the start) they cannot be read, or belong to another network.
+        FileNotFoundError, ValueError: (at the start) see :func:`load_weights`.
     """
 
     def __init__(self, ckpt_dir: str | os.PathLike[str], network: nn.Module) -> None:
@@ -83,17 +131,7 @@ class TrainedCheckpointLoader:
         engine.add_event_handler(Events.STARTED, self._started)
 
     def _started(self, engine: Engine) -> None:
-        path = _find(self.ckpt_dir, WEIGHTS)
-        try:
-            weights = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:
-            raise ValueError(f"{path} cannot be read as weights ({error}). Train again.") from error
-        try:
-            self.network.load_state_dict(weights)
-        except Exception as error:
-            raise ValueError(
-                f"{path} belongs to another network; use the settings it was trained with: {error}"
-            ) from error
+        load_weights(self.ckpt_dir, self.network)
 
 
 def _find(ckpt_dir: str | os.PathLike[str], name: str) -> Path:

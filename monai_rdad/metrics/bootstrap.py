@@ -18,12 +18,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from monai_rdad.metrics import curves
 from monai_rdad.metrics.image import check_scores, image_curve_figures, score_histograms
 from monai_rdad.metrics.pixel import PixelAccumulator, pixel_curve_figures
 
-__all__ = ["bootstrap_image_metrics", "bootstrap_rate", "bootstrap_pixel_metrics", "group_strata", "resampling_weights"]
+__all__ = [
+    "bootstrap_curve_bands",
+    "bootstrap_image_metrics",
+    "bootstrap_pixel_metrics",
+    "bootstrap_rate",
+    "group_strata",
+    "resampling_weights",
+    "resample_image_metrics",
+    "resample_pixel_metrics",
+    "resampled_intervals",
+]
 
 Intervals = dict[str, tuple[float, float]]
+Resampled = dict[str, NDArray[np.float64]]
 
 _CHUNK = 50  # resamples at a time: bounds the memory of their curves to tens of megabytes
 
@@ -82,14 +94,83 @@ def bootstrap_image_metrics(
     Raises:
         ValueError: as `monai_rdad.metrics.image_metrics`.
     """
+    resampled = resample_image_metrics([scores], labels, groups, resamples, seed)
+    return resampled_intervals({name: values[:, 0] for name, values in resampled.items()})
+
+
+def resample_image_metrics(
+    scores: Sequence[ArrayLike], labels: ArrayLike, groups: Sequence[str], resamples: int = 1000, seed: int = 0
+) -> Resampled:
+    """`monai_rdad.metrics.IMAGE_METRICS` of several scores of the same images in each resample.
+
+    Args:
+        scores: K rows of N finite numbers. All are resampled alike, so that differences between them are paired.
+        labels: 0 normal, 1 abnormal, (N,).
+        groups: group of each image, N of them; an image's own name where it has no group.
+        resamples: number of resamples.
+        seed: seed of the resamples.
+
+    Returns:
+        float64 (resamples, K) by name.
+
+    Raises:
+        ValueError: as `monai_rdad.metrics.image_metrics`.
+    """
+    rows = [check_scores(row, labels) for row in scores]
+    strata = group_strata(groups, labels)
+    of_image = np.unique(np.asarray(groups, dtype=str), return_inverse=True)[1]
+    blocks: list[Resampled] = []
+    for weights in resampling_weights(list(strata.values()), resamples, seed):
+        drawn = weights[:, of_image]
+        figures = [image_curve_figures(*score_histograms(values, abnormal, drawn)) for values, abnormal in rows]
+        blocks.append({name: np.stack([f[name] for f in figures], axis=1) for name in figures[0]})
+    return _joined(blocks)
+
+
+def bootstrap_curve_bands(
+    scores: ArrayLike,
+    labels: ArrayLike,
+    groups: Sequence[str],
+    at: ArrayLike,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> dict[str, NDArray[np.float64]]:
+    """95 % bands, point by point, of the ROC and of the precision-recall curve.
+
+    Args:
+        scores: one finite number per image, (N,).
+        labels: 0 normal, 1 abnormal, (N,), both of them present.
+        groups: group of each image, N of them.
+        at: false-positive rates, and sensitivities, at which to give the bands, (M,), in [0, 1].
+        resamples: number of resamples.
+        seed: seed of the resamples.
+
+    Returns:
+        "roc": lower and upper end of the sensitivity at each false-positive rate, (2, M), linear between thresholds;
+        "precision_recall": of the precision at each sensitivity, (2, M), of the highest threshold that reaches it.
+
+    Raises:
+        ValueError: as `monai_rdad.metrics.image_metrics`, or only one class is present.
+    """
     values, abnormal = check_scores(scores, labels)
+    if abnormal.all() or not abnormal.any():
+        raise ValueError("Curves need normal and abnormal images.")
+    points = np.asarray(at, dtype=np.float64)
     strata = group_strata(groups, abnormal)
     of_image = np.unique(np.asarray(groups, dtype=str), return_inverse=True)[1]
-    blocks = [
-        image_curve_figures(*score_histograms(values, abnormal, weights[:, of_image]))
-        for weights in resampling_weights(list(strata.values()), resamples, seed)
-    ]
-    return _intervals(blocks)
+    sensitivity, precision = [], []
+    for weights in resampling_weights(list(strata.values()), resamples, seed):
+        histograms = score_histograms(values, abnormal, weights[:, of_image])
+        for false_rate, true_rate in zip(*curves.roc(*histograms), strict=True):
+            sensitivity.append(np.interp(points, false_rate, true_rate))
+        for recall, of_recall in zip(*curves.precision_recall(*histograms), strict=True):
+            reached = np.searchsorted(recall, points - 1e-12)
+            first_hit = np.searchsorted(recall, 0, side="right")  # above it there may be nothing, and no precision
+            precision.append(of_recall[np.maximum(reached, first_hit)])
+    return {
+        "roc": np.percentile(sensitivity, (2.5, 97.5), axis=0),
+        "precision_recall": np.percentile(precision, (2.5, 97.5), axis=0),
+    }
 
 
 def bootstrap_rate(
@@ -110,13 +191,27 @@ def bootstrap_rate(
         {"rate": (weights @ totals) / (weights @ sizes)}
         for weights in resampling_weights([0] * names.size, resamples, seed)
     ]
-    return _intervals(blocks)["rate"]
+    return resampled_intervals(_joined(blocks))["rate"]
 
 
 def bootstrap_pixel_metrics(
     pixels: PixelAccumulator, strata: Mapping[str, int], resamples: int = 1000, seed: int = 0
 ) -> Intervals:
-    """95 % intervals of `monai_rdad.metrics.PIXEL_METRICS`, from the group histograms of an accumulator.
+    """95 % intervals of `monai_rdad.metrics.PIXEL_METRICS`: those of `resample_pixel_metrics`, same arguments.
+
+    Returns:
+        (lower, upper) by name; empty where the accumulator gives no figures.
+    """
+    return resampled_intervals(resample_pixel_metrics(pixels, strata, resamples, seed))
+
+
+def resample_pixel_metrics(
+    pixels: PixelAccumulator, strata: Mapping[str, int], resamples: int = 1000, seed: int = 0
+) -> Resampled:
+    """`monai_rdad.metrics.PIXEL_METRICS` in each resample, from the group histograms of an accumulator.
+
+    The resamples are a function of groups, strata, number and seed alone: figures of two methods on the same images are
+    paired, resample by resample.
 
     Args:
         pixels: an accumulator made with `by_group=True`.
@@ -125,25 +220,36 @@ def bootstrap_pixel_metrics(
         seed: seed of the resamples.
 
     Returns:
-        (lower, upper) by name; empty where the accumulator gives no figures.
+        float64 (resamples,) by name; empty where the accumulator gives no figures.
     """
     if not pixels.compute():
         return {}
     names, dense = pixels.dense_groups()
     flat = dense.reshape(len(names), -1)
-    blocks = [
-        pixel_curve_figures((weights @ flat).reshape(-1, *dense.shape[1:]))
-        for weights in resampling_weights([strata[n] for n in names], resamples, seed)
-    ]
-    return _intervals(blocks)
+    return _joined(
+        [
+            pixel_curve_figures((weights @ flat).reshape(-1, *dense.shape[1:]))
+            for weights in resampling_weights([strata[n] for n in names], resamples, seed)
+        ]
+    )
 
 
-def _intervals(blocks: list[dict[str, NDArray[Any]]]) -> Intervals:
-    """2.5th and 97.5th percentile over all resamples that have a value."""
+def resampled_intervals(resampled: Mapping[str, NDArray[np.floating[Any]]]) -> Intervals:
+    """95 % percentile intervals of figures that were resampled.
+
+    Args:
+        resampled: (resamples,) by name; values that are NaN are left out.
+
+    Returns:
+        (lower, upper) by name; NaN where there is no value.
+    """
     result = {}
-    for name in blocks[0]:
-        values = np.concatenate([block[name] for block in blocks])
-        values = values[np.isfinite(values)]
-        low, high = np.percentile(values, (2.5, 97.5)) if values.size else (np.nan, np.nan)
+    for name, values in resampled.items():
+        finite = values[np.isfinite(values)]
+        low, high = np.percentile(finite, (2.5, 97.5)) if finite.size else (np.nan, np.nan)
         result[name] = (float(low), float(high))
     return result
+
+
+def _joined(blocks: list[Resampled]) -> Resampled:
+    return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}

@@ -18,7 +18,15 @@ from numpy.typing import NDArray
 Weights = NDArray[np.floating[Any]]
 Figures = NDArray[np.float64]
 
-__all__ = ["aupro", "auroc", "average_precision", "best_f1", "sensitivity_at_specificity"]
+__all__ = [
+    "aupro",
+    "auroc",
+    "average_precision",
+    "best_f1",
+    "precision_recall",
+    "roc",
+    "sensitivity_at_specificity",
+]
 
 
 def _at_or_above(weights: Weights) -> Figures:
@@ -37,6 +45,24 @@ def auroc(normal: Weights, abnormal: Weights) -> Figures:
     below = np.cumsum(normal, axis=-1, dtype=np.float64)
     wins = (abnormal * (below - 0.5 * normal)).sum(-1)
     return _ratio(wins, below[..., -1] * abnormal.sum(-1, dtype=np.float64))
+
+
+def roc(normal: Weights, abnormal: Weights) -> tuple[Figures, Figures]:
+    """False-positive rates and sensitivities of all thresholds, highest first: two arrays (..., bins + 1), 0 to 1."""
+    rates = []
+    for weights in (normal, abnormal):
+        above = _at_or_above(weights)
+        rates.append(_ratio(np.concatenate([np.zeros_like(above[..., :1]), above], axis=-1), above[..., -1:]))
+    return rates[0], rates[1]
+
+
+def precision_recall(normal: Weights, abnormal: Weights) -> tuple[Figures, Figures]:
+    """Sensitivities (recall) and precisions of all thresholds, highest first: two arrays (..., bins).
+
+    The precision is NaN where nothing lies at or above a threshold.
+    """
+    hits, alarms = _at_or_above(abnormal), _at_or_above(normal)
+    return _ratio(hits, hits[..., -1:]), _ratio(hits, hits + alarms)
 
 
 def average_precision(normal: Weights, abnormal: Weights) -> Figures:

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from monai_rdad.metrics import curves
 
-__all__ = ["IMAGE_METRICS", "check_scores", "image_curve_figures", "image_metrics", "score_histograms"]
+__all__ = ["IMAGE_METRICS", "check_scores", "image_curve_figures", "image_metrics", "misordered", "score_histograms"]
 
 IMAGE_METRICS = ("image_auroc", "image_ap", "oracle_f1", "oracle_accuracy", "sensitivity_at_95_specificity")
 
@@ -68,6 +68,33 @@ def image_metrics(scores: ArrayLike, labels: ArrayLike, names: Sequence[str] | N
     figures["image_auroc"] = float(roc_auc_score(abnormal, values))
     figures["image_ap"] = float(average_precision_score(abnormal, values))
     return figures
+
+
+def misordered(scores: ArrayLike, labels: ArrayLike) -> NDArray[np.float64]:
+    """How wrongly each image is ranked: the fraction of the images of the other class on its wrong side, ties half.
+
+    A normal image has 1 if its score is above that of every abnormal image, an abnormal one if it is below that of
+    every normal image. The mean over either class is 1 - AUROC: these are the placement values of DeLong, DeLong and
+    Clarke-Pearson, Biometrics 44, 1988.
+
+    Args:
+        scores: one finite number per image, (N,); higher means more abnormal.
+        labels: 0 normal, 1 abnormal, (N,).
+
+    Returns:
+        float64 (N,) in [0, 1]; NaN where there is no image of the other class.
+
+    Raises:
+        ValueError: as in `check_scores`.
+    """
+    values, abnormal = check_scores(scores, labels)
+    result = np.full(values.size, np.nan)
+    for mine, sign in ((abnormal, -1.0), (~abnormal, 1.0)):
+        others = np.sort(sign * values[~mine])
+        if others.size:
+            below, up_to = (np.searchsorted(others, sign * values[mine], side=side) for side in ("left", "right"))
+            result[mine] = (below + up_to) / (2 * others.size)
+    return result
 
 
 def score_histograms(

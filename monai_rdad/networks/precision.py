@@ -33,7 +33,7 @@ def mixed_precision(device: torch.device, precision: str) -> AbstractContextMana
         device: of the input.
         precision: "bf16", "fp32", or "auto": bf16 where the hardware has it.
     """
-    if torch.jit.is_tracing():  # an exported graph shall not depend on the machine that exported it
+    if _is_exporting():
         return nullcontext()
     enabled = precision == "bf16" or (precision == "auto" and supports_bfloat16(device.type))
     # no cache: a network uses each weight once per forward, and copies kept until its end would only take memory
@@ -43,4 +43,11 @@ def mixed_precision(device: torch.device, precision: str) -> AbstractContextMana
 def full_precision(device: torch.device) -> AbstractContextManager[object]:
     """Context in which float32 stays float32, also inside :func:`mixed_precision`."""
     # the meta device knows no autocast
-    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
+    if device.type == "meta" or _is_exporting():
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
+
+
+def _is_exporting() -> bool:
+    """Whether a graph is being recorded, which shall not depend on the machine that exports it: float32 throughout."""
+    return torch.jit.is_tracing() or torch.compiler.is_exporting()

@@ -13,6 +13,7 @@ from .intensity import (
 )
 from .io import ReadImage, ReadImaged, ReadMask, ReadMaskd
 from .score import ScoreReduction, ScoreReductiond
+from .slices import SplitSlices, SplitSlicesd
 from .spatial import ResizeInPlane, ResizeInPlaned
 from .synthesis import (
     CutPasteParameters,
@@ -44,6 +45,8 @@ __all__ = [
     "ResizeInPlaned",
     "ScoreReduction",
     "ScoreReductiond",
+    "SplitSlices",
+    "SplitSlicesd",
     "cut_paste",
     "draw_cut_paste",
 ]

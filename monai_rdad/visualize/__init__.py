@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures for people: overlays, sheets of cases, pages of results and data sets, what inference leaves behind."""
+"""Pictures for people: overlays, sheets of cases, reports, pages of data sets, what inference leaves behind."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from monai_rdad.visualize.benchmark import benchmark_report
 from monai_rdad.visualize.description import description_page
+from monai_rdad.visualize.maps import read_map
 from monai_rdad.visualize.overlay import overlay
-from monai_rdad.visualize.page import result_page
+from monai_rdad.visualize.report import evaluation_report
 from monai_rdad.visualize.sheet import Case, contact_sheet
 
 if TYPE_CHECKING:
@@ -21,11 +23,13 @@ __all__ = [
     "PredictionWriter",
     "PrototypeReport",
     "assignment_overlay",
+    "benchmark_report",
     "contact_sheet",
     "description_page",
+    "evaluation_report",
     "overlay",
     "prototype_sheet",
-    "result_page",
+    "read_map",
 ]
 
 # These need PyTorch and MONAI, which take seconds to import; who draws figures does not.

@@ -1,215 +1,216 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One page with the result of an evaluation."""
+"""HTML pages that need no other file and no network: frame, tables, figures in words."""
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import html
-import io
 import math
 import os
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.resources import files
 from string import Template
-from typing import Any
-
-import numpy as np
-from numpy.typing import ArrayLike
 
 from monai_rdad.utils import atomic_path
 
-__all__ = ["result_page"]
+__all__ = [
+    "RESEARCH_ONLY",
+    "Html",
+    "Section",
+    "definitions",
+    "figure_grid",
+    "interval",
+    "figure_label",
+    "metric_names",
+    "number",
+    "paragraph",
+    "table",
+    "write_page",
+]
+
+RESEARCH_ONLY = (
+    "Software for research. It is not a medical device; nothing on this page may be used for diagnosis or treatment."
+)
 
 LABELS = {
     "image_auroc": "Image AUROC",
     "image_ap": "Image average precision",
+    "sensitivity_at_95_specificity": "Sensitivity at 95 % specificity (oracle threshold)",
     "oracle_f1": "Image F1, oracle threshold",
     "oracle_accuracy": "Image accuracy, oracle threshold",
-    "sensitivity_at_95_specificity": "Sensitivity at 95 % specificity",
     "pixel_auroc": "Pixel AUROC",
     "pixel_ap": "Pixel average precision",
     "aupro_0.3": "AUPRO, false-positive rate up to 0.3",
     "oracle_dice": "Pixel Dice, oracle threshold",
 }
+"""Metrics of a page in their order; calibrated decisions come before them, others after, under their own names."""
 
 DECISIONS = {
     "false_positive_rate_at_": "False-positive rate, calibrated for {}",
     "sensitivity_at_": "Sensitivity, calibrated for a false-positive rate of {}",
-    "normal_area_at_": "Outlined area of normal images, calibrated for {}",
-    "dice_at_area_": "Pixel Dice of the outline calibrated for an area of {}",
+    "normal_area_at_": "Marked area of normal images, calibrated for {}",
+    "dice_at_area_": "Pixel Dice of the mark calibrated for an area of {}",
 }
-"""Metrics of the page in their order; others follow under their own names."""
 
-PIXEL = ("pixel", "aupro", "oracle_dice")
 
+class Html(str):
+    """Text that is markup already; all other text is escaped."""
+
+    __slots__ = ()
+
+
+Section = tuple[str, str, str]
+"""Identifier, heading and HTML of a part of the page."""
+
+# The policy lets no script run but the page's own, and nothing load: not even a hostile name could change that.
 PAGE = Template("""<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; \
+script-src '$script_hash'">
 <meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
 <title>$title</title>
+<link rel="icon" href="data:,">
 <style>
-:root { color-scheme: light; }
-body { font: 16px/1.5 system-ui, sans-serif; color: #1c1e21; background: #fff; max-width: 64rem;
-  margin: 0 auto; padding: 1rem; }
-h1 { font-size: 1.5rem; line-height: 1.25; margin: .5rem 0; }
-h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; border-bottom: 1px solid #d0d4d9; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { text-align: right; padding: .3rem .5rem; border-bottom: 1px solid #e4e7eb; }
-th:first-child, td:first-child { text-align: left; padding-left: 0; }
-thead th { font-weight: 600; font-size: .85rem; color: #4a5058; }
-.scroll { overflow-x: auto; }
-.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(17rem, 1fr)); gap: 1rem; }
-img { display: block; width: 100%; height: auto; }
-img.wide { min-width: 44rem; }
-pre { background: #f4f5f7; padding: .75rem; overflow-x: auto; font-size: .85rem; }
-p.note { color: #4a5058; font-size: .9rem; }
-@media print {
-  body { max-width: none; padding: 0; font-size: 11pt; }
-  img.wide { min-width: 0; }
-  pre { white-space: pre-wrap; }
-  h2 { break-after: avoid; }
-  table, img { break-inside: avoid; }
-}
+$style
 </style>
 </head>
 <body>
+<header>
 <h1>$title</h1>
+$lead
+<p class="research">$research</p>
+<nav aria-label="Parts of the page"><ul>$links</ul></nav>
+</header>
+<main>
 $body
+</main>
+<script>$script</script>
 </body>
 </html>
 """)
 
 
-def result_page(
-    path: str | os.PathLike[str],
-    title: str,
-    metrics: Mapping[str, float],
-    scores: ArrayLike,
-    labels: ArrayLike,
-    sheet: str | os.PathLike[str] | None = None,
-    commands: Sequence[str] = (),
-    notes: Sequence[str] = (),
+def write_page(
+    path: str | os.PathLike[str], title: str, lead: str, sections: Sequence[Section], script: str = ""
 ) -> None:
-    """Write one HTML file that needs no other: figures with intervals, ROC curve, scores, cases, commands.
+    """Write one HTML file that needs no other.
 
     Args:
-        path: of the HTML file; written completely or not at all.
-        title: heading of the page.
-        metrics: as :class:`~monai_rdad.handlers.AnomalyMetrics` leaves them: figures by name, with
-            ``<name>_ci_low`` and ``<name>_ci_high`` (95 % interval) where there are any, and counts ``n_...``.
-        scores: one per image, (N,).
-        labels: 0 normal, 1 abnormal, (N,).
-        sheet: PNG of cases, or None.
-        commands: how the result came about, one per line.
-        notes: sentences for below the title: data set, weights, seed, what the page does not show.
+        path: of the file; written completely or not at all.
+        title: heading, text.
+        lead: HTML for below the heading.
+        sections: parts of the page; those without HTML are left out.
+        script: name of a file of this package with JavaScript, or "".
     """
-    parts = [f"<p>{html.escape(note)}</p>" for note in notes]
-    parts += ["<h2>Figures</h2>", _table(metrics)]
-    values, classes = np.asarray(scores, dtype=float), np.asarray(labels)
-    plots = _image(_roc(values, classes), "ROC curve") + _image(_histogram(values, classes), "Histogram of the scores")
-    parts += ["<h2>Scores of the images</h2>", f'<div class="pair">{plots}</div>']
-    if sheet is not None:
-        picture = _image(Path(sheet).read_bytes(), "Images, anomaly maps and overlays", wide=True)
-        parts += ["<h2>Cases</h2>", f'<div class="scroll">{picture}</div>']
-    if commands:
-        parts += ["<h2>Commands</h2>", f"<pre>{html.escape(chr(10).join(commands))}</pre>"]
-    text = PAGE.substitute(title=html.escape(title), body="\n".join(parts))
+    folder = files("monai_rdad.visualize")
+    code = folder.joinpath(script).read_text(encoding="utf-8") if script else ""
+    digest = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()
+    shown = [section for section in sections if section[2]]
+    text = PAGE.substitute(
+        title=html.escape(title),
+        lead=lead,
+        research=RESEARCH_ONLY,
+        links="".join(f'<li><a href="#{key}">{html.escape(heading)}</a></li>' for key, heading, _ in shown),
+        body="\n".join(
+            f'<section id="{key}" aria-labelledby="{key}-h"><h2 id="{key}-h">{html.escape(heading)}</h2>\n'
+            f"{content}\n</section>"
+            for key, heading, content in shown
+        ),
+        style=folder.joinpath("page.css").read_text(encoding="utf-8"),
+        script=code,
+        script_hash=f"sha256-{digest}",
+    )
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        # a lone surrogate, from a file name that is no UTF-8, cannot be written
+        temporary.write_text(text, encoding="utf-8", errors="replace")
 
 
-def _table(metrics: Mapping[str, float]) -> str:
-    names = [n for n in metrics if not n.endswith(("_ci_low", "_ci_high")) and not n.startswith("n_")]
-    names.sort(key=lambda name: list(LABELS).index(name) if name in LABELS else len(LABELS))
-    rows = []
-    for name in names:
-        low, high = metrics.get(f"{name}_ci_low"), metrics.get(f"{name}_ci_high")
-        interval = "–" if low is None or high is None else f"{_number(low)} to {_number(high)}"
-        n = _count(name, metrics)
-        count = "–" if n is None else f"{n:.0f}"
-        cells = (html.escape(_label(name)), _number(metrics[name]), interval, count)
-        rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
-    head = "<tr><th>Metric</th><th>Value</th><th>95 % interval</th><th>Images</th></tr>"
-    table = f'<div class="scroll"><table><thead>{head}</thead><tbody>{"".join(rows)}</tbody></table></div>'
-    remarks = []
-    if "n_images" in metrics and "n_abnormal" in metrics:
-        groups = f" from {metrics['n_groups']:.0f} groups" if "n_groups" in metrics else ""
-        remarks.append(f"{metrics['n_images']:.0f} images{groups}, {metrics['n_abnormal']:.0f} of them abnormal.")
-    if any(f"{name}_ci_low" in metrics for name in names):
-        remarks.append("Intervals: bootstrap over groups (patients, scans), normal and abnormal ones apart.")
-    if any(name.startswith("oracle_") for name in names):
-        remarks.append("Oracle: the threshold was chosen on these very labels, so the figure flatters.")
-    return table + (f'<p class="note">{" ".join(remarks)}</p>' if remarks else "")
+def paragraph(text: str, kind: str = "") -> str:
+    """A paragraph of plain text."""
+    return f"<p{_class(kind)}>{html.escape(text)}</p>"
 
 
-def _count(name: str, metrics: Mapping[str, float]) -> float | None:
-    """Number of images that a figure is about."""
-    if name.startswith((*PIXEL, "dice_at_area_")):
-        return metrics.get("n_pixel_images")
-    images, abnormal = metrics.get("n_images"), metrics.get("n_abnormal")
-    if images is None or abnormal is None:
-        return images
-    if name.startswith(("false_positive_rate_at_", "normal_area_at_")):
-        return images - abnormal
-    return abnormal if name.startswith("sensitivity_at_") and name not in LABELS else images
+def table(
+    head: Sequence[str], rows: Iterable[Sequence[str]], caption: str, marked: int | None = None, words: int = 1
+) -> str:
+    """A table that scrolls sideways where it is too wide.
+
+    Args:
+        head: headings, text.
+        rows: cells, text or :class:`Html`.
+        caption: text.
+        marked: index of a row to stress.
+        words: number of columns that hold words; the others, on the right, hold figures.
+    """
+
+    def cell(text: str) -> str:
+        return text if isinstance(text, Html) else html.escape(text)
+
+    def kind(column: int) -> str:
+        return _class("words" if column < words else "")
+
+    body = ""
+    for i, row in enumerate(rows):
+        cells = f'<th scope="row"{kind(0)}>{cell(row[0])}</th>'
+        cells += "".join(f"<td{kind(k)}>{cell(text)}</td>" for k, text in enumerate(row[1:], 1))
+        body += f"<tr{_class('marked' if i == marked else '')}>{cells}</tr>\n"
+    titles = "".join(f'<th scope="col"{kind(k)}>{html.escape(text)}</th>' for k, text in enumerate(head))
+    return (
+        f'<div class="scroll" role="region" aria-label="{html.escape(caption)}" tabindex="0"><table><caption>'
+        f"{html.escape(caption)}</caption><thead><tr>{titles}</tr></thead><tbody>\n{body}</tbody></table></div>"
+    )
 
 
-def _label(name: str) -> str:
-    """A figure's name for people; that of a calibrated decision holds its nominal rate."""
+def definitions(entries: Mapping[str, str]) -> str:
+    """Names and values."""
+    rows = "".join(f"<dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd>\n" for name, value in entries.items())
+    return f'<dl class="facts">{rows}</dl>'
+
+
+def figure_grid(*plots: tuple[str, str]) -> str:
+    """Plots beside each other where there is room: SVG and caption (text) of each; "" of none."""
+    figures = "".join(
+        f"<figure>{svg}<figcaption>{html.escape(caption)}</figcaption></figure>" for svg, caption in plots
+    )
+    return f'<div class="plots">{figures}</div>' if plots else ""
+
+
+def number(value: float, digits: int = 3) -> str:
+    """A figure in words, for one that is not defined as well."""
+    return f"{value:.{digits}f}" if math.isfinite(value) else "not defined"
+
+
+def interval(low: float | None, high: float | None) -> str:
+    """An interval in words, a dash where there is none."""
+    if low is None or high is None or not (math.isfinite(low) and math.isfinite(high)):
+        return "–"
+    return f"{number(low)} to {number(high)}"
+
+
+def figure_label(name: str) -> str:
+    """A metric's name for people; that of a calibrated decision holds its nominal rate."""
     for prefix, text in DECISIONS.items():
         if name.startswith(prefix) and name not in LABELS:
             return text.format(name.removeprefix(prefix))
     return LABELS.get(name, name)
 
 
-def _number(value: float) -> str:
-    return f"{value:.3f}" if math.isfinite(value) else "not defined"
+def metric_names(names: Iterable[str]) -> list[str]:
+    """The metrics among the names (no counts, no ends of intervals), in the order of the page."""
+    known = [n for n in names if not n.startswith("n_") and not re.search(r"_ci_(low|high)$", n)]
+
+    def place(name: str) -> int:
+        if name in LABELS:
+            return 10 + list(LABELS).index(name)
+        return next((i for i, prefix in enumerate(DECISIONS) if name.startswith(prefix)), 100)
+
+    return sorted(known, key=place)
 
 
-def _image(png: bytes, alt: str, wide: bool = False) -> str:
-    kind = ' class="wide"' if wide else ""
-    return f'<img{kind} alt="{html.escape(alt)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
-
-
-def _figure(title: str, xlabel: str, ylabel: str) -> tuple[Any, Any]:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5, 4), dpi=140, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
-
-
-def _png(figure: Any) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
-
-
-def _roc(scores: Any, labels: Any) -> bytes:
-    from sklearn.metrics import roc_curve
-
-    figure, axes = _figure("ROC curve", "false-positive rate (1 - specificity)", "sensitivity")
-    axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
-    axes.plot([0, 1], [0, 1], color="0.7", linewidth=1, linestyle="--")
-    if 0 < labels.sum() < labels.size:
-        false_rate, true_rate, _ = roc_curve(labels, scores)
-        axes.plot(false_rate, true_rate, color="#0b6e99", linewidth=2)
-    else:
-        axes.text(0.5, 0.42, "needs both classes", ha="center", color="0.4")
-    return _png(figure)
-
-
-def _histogram(scores: Any, labels: Any) -> bytes:
-    figure, axes = _figure("Scores", "anomaly score", "images")
-    edges = np.histogram_bin_edges(scores, bins=min(40, max(5, 2 * round(math.sqrt(scores.size)))))
-    for label, name, color in ((0, "normal", "#0b6e99"), (1, "abnormal", "#d9480f")):
-        of_class = scores[labels == label]
-        axes.hist(of_class, edges, color=color, alpha=0.55, label=f"{name} ({of_class.size})")
-    axes.yaxis.get_major_locator().set_params(integer=True)
-    axes.legend(frameon=False)
-    return _png(figure)
+def _class(kind: str) -> str:
+    return f' class="{kind}"' if kind else ""

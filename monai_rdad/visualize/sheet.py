@@ -23,7 +23,7 @@ DPI = 110
 
 
 class Case(NamedTuple):
-    """One case of a sheet.
+    """One case of a sheet or a gallery.
 
     Attributes:
         name: of the image.
@@ -32,7 +32,9 @@ class Case(NamedTuple):
         image: (H, W), (1, H, W) or (3, H, W); uint8, or float in [0, 1].
         anomaly_map: (H, W).
         mask: (H, W), 1 on the lesion, or None.
-        group: heading under which the case stands, for instance why it was chosen.
+        group: heading under which the case stands on a sheet, for instance why it was chosen.
+        slice: index of the slice shown and number of slices, of a volume.
+        outlined: map value above which a calibrated detector marks the image, or None.
     """
 
     name: str
@@ -42,6 +44,8 @@ class Case(NamedTuple):
     anomaly_map: NDArray[Any]
     mask: NDArray[Any] | None = None
     group: str = ""
+    slice: tuple[int, int] | None = None
+    outlined: float | None = None
 
 
 def contact_sheet(cases: Sequence[Case], path: str | os.PathLike[str], vmin: float, vmax: float) -> None:

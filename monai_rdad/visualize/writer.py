@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-import csv
+import json
 import logging
 import math
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,16 +19,20 @@ from monai.data import MetaTensor
 from monai.engines.utils import IterationEvents
 from monai.transforms import Orientation
 from monai.utils.type_conversion import convert_to_tensor
-from nibabel.orientations import aff2axcodes, io_orientation
+from nibabel.orientations import aff2axcodes
 from numpy.typing import NDArray
 
-from monai_rdad.formats import DICOM_SUFFIXES, NIFTI_SUFFIXES, PICTURE_SUFFIXES
+from monai_rdad.formats import DICOM_SUFFIXES, NIFTI_SUFFIXES, PICTURE_SUFFIXES, file_kind
 from monai_rdad.handlers.calibration import Calibration
 from monai_rdad.metrics import is_abnormal
-from monai_rdad.transforms.io.array import SLICE_AXCODES, VOLUME_AXCODES
-from monai_rdad.utils import atomic_path
+from monai_rdad.transforms.io.array import SLICE_AXCODES, VIEW_AXCODES
+from monai_rdad.transforms.slices.array import through_slices
+from monai_rdad.utils import atomic_path, write_csv
+from monai_rdad.visualize.dicom import require_highdicom, write_dicom_map, write_dicom_segmentation
+from monai_rdad.visualize.maps import read_map, write_map
 from monai_rdad.visualize.overlay import overlay
 from monai_rdad.visualize.reduce import color_scale, fit_map, fit_picture
+from monai_rdad.visualize.volume import LesionRow, SliceRow, lesion_rows, slice_indices, volume_record, write_nifti
 
 __all__ = ["PredictionWriter", "ScoreRow", "file_stem", "read_map"]
 
@@ -37,7 +41,6 @@ logger = logging.getLogger(__name__)
 EDGE = 768  # longest edge of an overlay picture in pixels
 SLICES, COLUMNS = 9, 3  # of a volume's overlay picture
 HOLD = 32  # overlays that wait for the colour scale, where none is given
-TEXT_KEY = "monai_rdad max_value"
 
 
 class ScoreRow(NamedTuple):
@@ -54,7 +57,7 @@ class ScoreRow(NamedTuple):
         p_value: conformal p-value of the score, empty without calibration, as are the next two.
         abnormal: 1 if the p-value is at most alpha, else 0.
         area: fraction of the map above the map value that promises at most ``area_alpha`` on a normal image.
-        slice: most anomalous axial slice of a volume, as index into the input's own array; empty for a picture.
+        slice: most anomalous slice of a volume, as index into the input's own array; empty for a picture.
         max_value: map value of pixel 65535 of a PNG; empty for a NIfTI file, which holds the values themselves.
         map: file name of the map.
         overlay: file name of the overlay.
@@ -74,6 +77,16 @@ class ScoreRow(NamedTuple):
     max_value: float | str
     map: str
     overlay: str
+
+
+class _Result(NamedTuple):
+    """What is known of an input before its map is resampled."""
+
+    score: float
+    p_value: float | str
+    abnormal: int | str
+    area: float | str
+    slices: list[float | str]  # scores of a volume's slices, in the order of the view
 
 
 class _Tile(NamedTuple):
@@ -100,11 +113,18 @@ class PredictionWriter:
       same for every picture; ``max_value`` also stands in the file (text chunk "monai_rdad max_value") and in
       scores.csv. :func:`read_map` reads it.
     - ``<name>_map.nii.gz`` for a volume (also one slice thick): float32, the values themselves, shape and affine of
-      the input.
+      the input, and with the codes of its sform and qform.
+    - ``<name>_volume.json`` for a volume: its score and decision, the scores of its slices, its lesions.
+    - with ``dicom``, for DICOM in a frame of reference, ``<name>_map.dcm``, a parametric map, and ``<name>_seg.dcm``, a
+      segmentation of what lies above the threshold, if anything does.
     - ``<name>_overlay.png``: the map over the image, at most 768 px, with a calibration the outline of what lies above
-      its threshold. Of a volume the nine slices with the highest
-      scores, in axial view, each with its index in the input.
-    - ``scores.csv``, when the run is complete: a :class:`ScoreRow` per input, in the order of the inputs.
+      its threshold. Of a volume the nine slices with the highest scores, each with its index in the input.
+    - ``scores.csv``, when the run is complete: a :class:`ScoreRow` per input, in the order of the inputs. If there were
+      volumes, also ``slices.csv``, a :class:`SliceRow` per slice, and ``lesions.csv``, a :class:`LesionRow` per lesion.
+
+    The threshold of outlines, lesions and segmentations is ``threshold``, or that of the calibration; with neither
+    there are none. Nothing that the headers of an input say about the patient gets into these files, but for the DICOM
+    objects, which belong to the patient's study; ``name`` is the name of the input's file or folder.
 
     ``<name>`` is the input's relative path without suffix, folders joined by "__"; a second input of the same name gets
     "_2". Overlays share one fixed colour scale, so that a normal image looks calm beside an abnormal one. Without
@@ -121,8 +141,12 @@ class PredictionWriter:
         alpha: false-positive rate at which an input is called abnormal.
         area_alpha: fraction of a normal image that may lie above the outlined map value.
         stratum: scanner or site of the inputs, if the calibration has such.
+        axis: of the body across the slices of volumes, as in ``ReadImage``.
+        threshold: map value above which lesions are outlined and listed; None for that of ``area_alpha``.
+        dicom: whether to write DICOM objects for DICOM inputs.
 
     Raises:
+        ImportError: ``dicom`` without highdicom.
         ValueError: (during the run) an item without a name, or a map that is not finite; the message names the input.
     """
 
@@ -136,7 +160,15 @@ class PredictionWriter:
         alpha: float = 0.05,
         area_alpha: float = 0.01,
         stratum: str | None = None,
+        axis: int = 2,
+        threshold: float | None = None,
+        dicom: bool = False,
     ) -> None:
+        if dicom:
+            require_highdicom()
+        self.axis = axis
+        self.threshold = threshold
+        self.dicom = dicom
         self.output_dir = Path(output_dir)
         self.reduction = reduction
         self.max_value = float(max_value)
@@ -155,61 +187,60 @@ class PredictionWriter:
 
     def _started(self, engine: Engine) -> None:
         self._rows: list[ScoreRow] = []
+        self._slices: list[SliceRow] = []
+        self._lesions: list[LesionRow] = []
         self._stems: set[str] = set()
         self._waiting: list[_Picture] = []
         self._scale = self.scale
         # an infinite threshold, for want of calibration images, outlines nothing
-        self._outlined = (
-            self.calibration.area_threshold(self.area_alpha, self.stratum) if self.calibration else math.inf
-        )
+        self._outlined = math.inf if self.threshold is None else self.threshold
+        if self.threshold is None and self.calibration is not None:
+            self._outlined = self.calibration.area_threshold(self.area_alpha, self.stratum)
 
     def _forward_completed(self, engine: Engine) -> None:
         # Before postprocessing resamples the map, so that scores and thresholds are those of the evaluation.
         maps = convert_to_tensor(engine.state.output["pred"], dtype=torch.float32, track_meta=False)
-        self._scores = self.reduction(maps).reshape(-1).tolist()
-        self._decisions = [self._decide(s, m) for s, m in zip(self._scores, maps[:, 0], strict=True)]
+        scores = self.reduction(maps).reshape(-1).tolist()
+        self._results = [self._result(score, m) for score, m in zip(scores, maps, strict=True)]
 
-    def _decide(self, score: float, anomaly_map: torch.Tensor) -> tuple[float | str, int | str, float | str]:
-        """(p-value, 1 if abnormal, area above the threshold), empty without a calibration for this kind of input."""
-        if self.calibration is None or not self.calibration.fits(anomaly_map.ndim == 3) or not math.isfinite(score):
-            return "", "", ""
+    def _result(self, score: float, anomaly_map: torch.Tensor) -> _Result:
+        """Decision, empty without a calibration for this kind of input, and scores of the slices of a volume."""
+        slices: list[float | str] = []
+        if anomaly_map.ndim == 4:
+            planes = through_slices(anomaly_map[None])
+            seen = planes.flatten(1).any(1).tolist()
+            slices = [s if there else "" for s, there in zip(self.reduction(planes).tolist(), seen, strict=True)]
+        if self.calibration is None or not self.calibration.fits(anomaly_map.ndim == 4) or not math.isfinite(score):
+            return _Result(score, "", "", "", slices)
         p_value = self.calibration.p_value(score, self.stratum)
         area = self.calibration.area(anomaly_map.cpu().numpy(), self.area_alpha, self.stratum)
-        return p_value, int(is_abnormal(p_value, self.alpha)), area
+        return _Result(score, p_value, int(is_abnormal(p_value, self.alpha)), area, slices)
 
     def _iteration_completed(self, engine: Engine) -> None:
         batch, output = engine.state.batch, engine.state.output
         if not isinstance(batch, list) or not isinstance(output, list):
             raise ValueError("PredictionWriter reads single items: give the evaluator decollate=True.")
-        for item, result, score, decision in zip(batch, output, self._scores, self._decisions, strict=True):
+        for item, tensors, result in zip(batch, output, self._results, strict=True):
             if "name" not in item:
                 raise ValueError('An input has no "name". Make the inputs with monai_rdad.data.list_inputs.')
-            self._write(str(item["name"]), result["image"], result["pred"], score, decision)
+            self._write(str(item["name"]), tensors["image"], tensors["pred"], result)
 
     def _completed(self, engine: Engine) -> None:
         self._draw_waiting()
-        with (
-            atomic_path(self.output_dir / "scores.csv") as path,
-            open(path, "w", newline="", encoding="utf-8") as file,
-        ):
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(ScoreRow._fields)
-            writer.writerows(self._rows)
+        write_csv(self.output_dir / "scores.csv", ScoreRow._fields, self._rows)
+        if self._slices:
+            write_csv(self.output_dir / "slices.csv", SliceRow._fields, self._slices)
+            write_csv(self.output_dir / "lesions.csv", LesionRow._fields, self._lesions)
         logger.info("%d inputs, scores in %s", len(self._rows), self.output_dir / "scores.csv")
 
-    def _write(
-        self,
-        name: str,
-        image: torch.Tensor,
-        pred: torch.Tensor,
-        score: float,
-        decision: tuple[float | str, int | str, float | str],
-    ) -> None:
+    def _write(self, name: str, image: torch.Tensor, pred: torch.Tensor, result: _Result) -> None:
         values = convert_to_tensor(pred, dtype=torch.float32, device="cpu", track_meta=False)[0].numpy()
-        if not (np.isfinite(values).all() and math.isfinite(score)):
+        if not (np.isfinite(values).all() and math.isfinite(result.score)):
             raise ValueError(f"{name}: the anomaly map is not finite. Check the network's weights and precision.")
         stem = file_stem(name, self._stems)
         overlay_path = self.output_dir / f"{stem}_overlay.png"
+        source = str(pred.meta.get("filename_or_obj", "")) if isinstance(pred, MetaTensor) else ""
+        outlined = self._outlined if self.threshold is not None or result.p_value != "" else math.inf
         top: int | str = ""
         scale: float | str = ""
         if values.ndim == 2:
@@ -219,56 +250,78 @@ class PredictionWriter:
             tiles = [_Tile(fit_picture(image, EDGE), fit_map(pred[0], EDGE), "")]
         elif isinstance(pred, MetaTensor):
             path = self.output_dir / f"{stem}_map.nii.gz"
-            _write_nifti(path, values, np.asarray(pred.affine))
+            write_nifti(path, values, np.asarray(pred.affine), source)
             width, height, depth = values.shape
-            tiles, top = self._slices(image, pred)
+            tiles = self._tiles(image, pred, result.slices)
+            if result.slices:
+                top = self._list_volume(stem, name, values, np.asarray(pred.affine), result, outlined)
         else:
             raise ValueError(f"{name}: its map has lost the affine. Put Invertd into the evaluator's postprocessing.")
+        if self.dicom and source and file_kind(source) == "dicom":
+            if not write_dicom_map(self.output_dir / f"{stem}_map.dcm", source, values):
+                logger.warning("%s: no frame of reference, so no DICOM object; its map is %s", name, path.name)
+            write_dicom_segmentation(self.output_dir / f"{stem}_seg.dcm", source, values, outlined)
         largest, mean = float(values.max()), float(values.mean())
-        files = (path.name, overlay_path.name)
-        self._rows.append(ScoreRow(name, score, largest, mean, width, height, depth, *decision, top, scale, *files))
-        outlined = math.inf if decision[0] == "" else self._outlined
+        decision = (result.p_value, result.abnormal, result.area)
+        size, files = (width, height, depth), (path.name, overlay_path.name)
+        self._rows.append(ScoreRow(name, result.score, largest, mean, *size, *decision, top, scale, *files))
         self._waiting.append(_Picture(overlay_path, tiles, outlined))
         if self._scale is not None or len(self._waiting) == HOLD:
             self._draw_waiting()
 
-    def _write_png(self, path: Path, values: NDArray[np.float32], name: str) -> None:
-        from PIL import Image
-        from PIL.PngImagePlugin import PngInfo
+    def _list_volume(
+        self,
+        stem: str,
+        name: str,
+        values: NDArray[np.float32],
+        affine: NDArray[np.float64],
+        result: _Result,
+        threshold: float,
+    ) -> int | str:
+        """Slices and lesions of a volume, for the tables and as JSON; the slice with the highest score."""
+        index = slice_indices(affine, self.axis, len(result.slices))
+        slices = sorted(SliceRow(name, k, score) for k, score in zip(index, result.slices, strict=True))
+        lesions = lesion_rows(name, values, affine, self.axis, threshold)
+        self._slices += slices
+        self._lesions += lesions
+        content = volume_record(slices, lesions, self.axis, threshold)
+        content |= {"name": name, "score": result.score}
+        decision = {"p_value": result.p_value, "abnormal": result.abnormal, "area": result.area}
+        content |= {key: None if value == "" else value for key, value in decision.items()}
+        with atomic_path(self.output_dir / f"{stem}_volume.json") as path:
+            path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        scored = [(float(row.score), row.slice) for row in slices if row.score != ""]
+        return max(scored, key=lambda pair: pair[0])[1] if scored else ""
 
+    def _write_png(self, path: Path, values: NDArray[np.float32], name: str) -> None:
         if values.max() > self.max_value:
             logger.warning("%s: its map reaches %.3g; the PNG cuts values above %g", name, values.max(), self.max_value)
-        pixels = np.rint(np.clip(values / self.max_value, 0, 1) * 65535).astype(np.uint16)
-        info = PngInfo()
-        info.add_text(TEXT_KEY, repr(self.max_value))
-        with atomic_path(path) as temporary:
-            Image.fromarray(pixels).save(temporary, format="PNG", pnginfo=info)
+        write_map(path, values, self.max_value)
 
-    def _slices(self, image: torch.Tensor, pred: MetaTensor) -> tuple[list[_Tile], int | str]:
-        """Tiles of the highest slices in the order of the volume, and the highest one's index in the input."""
+    def _tiles(self, image: torch.Tensor, pred: MetaTensor, scores: Sequence[float | str]) -> list[_Tile]:
+        """Tiles of the slices with the highest scores in the order of the volume, or of a volume one voxel thick."""
         affine = np.asarray(pred.affine)
         thin = [axis for axis, size in enumerate(pred.shape[1:]) if size == 1]
-        flat = len(thin) == 1
-        turn = Orientation(SLICE_AXCODES[aff2axcodes(affine)[thin[0]]] if flat else VOLUME_AXCODES, labels=None)
+        flat = not scores
+        turn = Orientation(
+            SLICE_AXCODES[aff2axcodes(affine)[thin[0]]] if flat else VIEW_AXCODES[self.axis], labels=None
+        )
         turned: MetaTensor = turn(pred)  # type: ignore[assignment]
         spacing = [float(step) for step in turned.pixdim[:2]]
-        planes = convert_to_tensor(turned, dtype=torch.float32, track_meta=False).permute(3, 0, 1, 2)
+        planes = convert_to_tensor(turned, dtype=torch.float32, track_meta=False)[0]
         pictures = convert_to_tensor(turn(image), dtype=torch.float32, track_meta=False)
-        scores = self.reduction(planes).reshape(-1)
-        best = torch.sort(scores.topk(min(SLICES, len(scores))).indices).values.tolist()
-        # From the index in the view to the index in the input: its axis towards superior, which may count down.
-        direction = next(d for axis, d in io_orientation(affine) if axis == 2)
-        index = [k if direction > 0 else len(planes) - 1 - k for k in range(len(planes))]
+        index = slice_indices(affine, self.axis, planes.shape[-1])
+        known = [-math.inf if score == "" else float(score) for score in scores] or [0.0]
+        best = sorted(sorted(range(len(known)), key=lambda k: -known[k])[:SLICES])
         edge = EDGE // COLUMNS if len(best) > 1 else EDGE
-        tiles = [
+        return [
             _Tile(
                 fit_picture(pictures[..., k], edge, spacing),
-                fit_map(planes[k, 0], edge, spacing),
+                fit_map(planes[..., k], edge, spacing),
                 "" if flat else f"slice {index[k]}",
             )
             for k in best
         ]
-        return tiles, "" if flat else index[int(scores.argmax())]
 
     def _draw_waiting(self) -> None:
         if not self._waiting:
@@ -298,29 +351,6 @@ def file_stem(name: str, taken: set[str]) -> str:
         unique = f"{stem}_{count}"
     taken.add(unique.casefold())
     return unique
-
-
-def read_map(path: str | os.PathLike[str]) -> NDArray[np.float32]:
-    """The anomaly map (H, W) of a ``<name>_map.png``, in the unit of the map.
-
-    Raises:
-        ValueError: the file was not written by :class:`PredictionWriter`.
-    """
-    from PIL import Image
-
-    with Image.open(path) as image:
-        if TEXT_KEY not in image.info:
-            raise ValueError(f"{path}: no '{TEXT_KEY}' in it, so it is no map of PredictionWriter.")
-        return np.asarray(image, dtype=np.float32) * (float(image.info[TEXT_KEY]) / 65535)
-
-
-def _write_nifti(path: Path, values: NDArray[np.float32], affine: NDArray[np.float64]) -> None:
-    import nibabel
-
-    image = nibabel.Nifti1Image(values, affine)
-    image.header.set_xyzt_units("mm")
-    with atomic_path(path) as temporary:
-        nibabel.save(image, temporary)
 
 
 def _draw(picture: _Picture, vmin: float, vmax: float) -> None:

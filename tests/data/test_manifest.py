@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from monai_rdad.data import ManifestError, list_inputs, load_manifest, manifest_hash, split_by_group
+from monai_rdad.data import ManifestError, data_record, list_inputs, load_manifest, manifest_hash, split_by_group
 
 RNG = np.random.default_rng(0)
 
@@ -346,6 +346,17 @@ def test_split_by_group_depends_on_the_seed_and_refuses_nonsense() -> None:
     items[0]["label"] = 1
     with pytest.raises(ValueError, match="give a fraction to 'validation' or 'testing'"):
         split_by_group(items, {"training": 1.0})
+
+
+def test_data_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("manifest.json").write_bytes(b"[]")
+    digest = hashlib.sha256(b"[]").hexdigest()
+    expected = {"manifest": f"{tmp_path}/manifest.json", "dataset_dir": f"{tmp_path}/data", "manifest_sha256": digest}
+    assert data_record("manifest.json", "data") == expected
+    assert data_record("manifest.json", "data", {"knee": "manifest.json"}) == expected | {"tasks": {"knee": digest}}
+    with pytest.raises(ManifestError, match="lost.json: cannot be read"):
+        data_record("manifest.json", "data", {"knee": "lost.json"})
 
 
 def test_import_is_light() -> None:

@@ -59,7 +59,12 @@ def test_metrics_names_counts_and_files(tmp_path):
     assert [row["name"] for row in rows] == [item["name"] for item in data]
     expected_row = {"name": "scan/02.png", "group": "patient1", "label": "0", "score": repr(scores[2])}
     assert rows[2] == expected_row | {"p_value": "", "area": ""}
-    assert sorted(p.name for p in (tmp_path / "new" / "folder").iterdir()) == ["metrics.json", "scores.csv"]
+    with np.load(tmp_path / "new" / "folder" / "pixel_resamples.npz") as drawn:
+        assert set(drawn) == set(PIXEL_METRICS)
+        interval = tuple(np.percentile(drawn["aupro_0.3"], (2.5, 97.5)))
+    assert (metrics["aupro_0.3_ci_low"], metrics["aupro_0.3_ci_high"]) == interval
+    left = sorted(p.name for p in (tmp_path / "new" / "folder").iterdir())
+    assert left == ["metrics.json", "pixel_resamples.npz", "scores.csv"]
 
 
 def test_order_and_batches_change_nothing():
@@ -151,3 +156,31 @@ def test_two_processes_count_every_image_once(tmp_path):
     for rank in (0, 1):
         assert json.loads((tmp_path / f"metrics{rank}.json").read_text()) == pytest.approx(alone, abs=1e-9)
     assert (tmp_path / "0" / "scores.csv").exists() and not (tmp_path / "1").exists()
+
+
+def test_slices_of_volumes(tmp_path):
+    """Slices are labelled by the mask; empty normal ones are not counted, empty abnormal ones are missed."""
+    generator = torch.Generator().manual_seed(2)
+    data, expected = [], []
+    for i in range(4):
+        volume, mask = torch.rand(1, 8, 8, 5, generator=generator), torch.zeros(1, 8, 8, 5, dtype=torch.uint8)
+        volume[..., [0, 4]] = 0  # left out
+        if i % 2:
+            mask[:, 2:4, 2:4, 3:] = 1
+        name = f"v{i}.nii.gz"
+        data.append({"image": volume, "mask": mask, "label": i % 2, "name": name, "group": f"p{i}"})
+        for k in range(5):
+            label = int(i % 2 and k >= 3)
+            if k in (1, 2, 3) or label:
+                expected.append([name, f"p{i}", k, label, float(volume[..., k].max())])
+    data.append(data[1] | {"mask": torch.full_like(data[1]["mask"], 255), "name": "unknown.nii.gz", "group": "q"})
+    metrics = evaluate(AnomalyMetrics(bootstrap=50, output_dir=tmp_path), data, batch_size=1)
+    with open(tmp_path / "slices.csv", newline="") as file:
+        rows = [
+            [r["name"], r["group"], int(r["slice"]), int(r["label"]), float(r["score"])] for r in csv.DictReader(file)
+        ]
+    assert rows == expected
+    figures = image_metrics([row[4] for row in rows], [row[3] for row in rows])
+    assert metrics["slice_auroc"] == figures["image_auroc"] and metrics["slice_ap"] == figures["image_ap"]
+    assert (metrics["n_slices"], metrics["n_abnormal_slices"]) == (len(rows), 4)
+    assert metrics["slice_auroc_ci_low"] <= metrics["slice_auroc"] <= metrics["slice_auroc_ci_high"]

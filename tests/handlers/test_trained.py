@@ -9,12 +9,12 @@ from monai.engines import SupervisedEvaluator, SupervisedTrainer
 from torch import nn
 
 from monai_rdad.handlers.checkpoint import ResumableCheckpoint
-from monai_rdad.handlers.trained import TrainedCheckpointLoader, load_settings
+from monai_rdad.handlers.trained import TrainedCheckpointLoader, load_data_record, load_settings
 
 DATA = [{"image": torch.ones(1, 1, 2, 2)}]
 
 
-def train(folder: Path, network: nn.Module, settings: dict[str, object]) -> None:
+def train(folder: Path, network: nn.Module, settings: dict[str, object], data: dict[str, object] | None = None) -> None:
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
     SupervisedTrainer(
         device="cpu",
@@ -23,7 +23,7 @@ def train(folder: Path, network: nn.Module, settings: dict[str, object]) -> None
         network=network,
         optimizer=optimizer,
         loss_function=lambda pred, _: pred.mean(),
-        train_handlers=[ResumableCheckpoint(folder, {"network": network}, seed=0, settings=settings)],
+        train_handlers=[ResumableCheckpoint(folder, {"network": network}, seed=0, settings=settings, data=data)],
     ).run()
 
 
@@ -41,6 +41,14 @@ def test_what_a_training_leaves_is_taken_up(tmp_path: Path, wrap: bool) -> None:
     evaluate(tmp_path, nn.DataParallel(fresh) if wrap else fresh)
     assert torch.equal(fresh.weight, trained.weight)
     assert load_settings(tmp_path) == settings
+    assert load_data_record(tmp_path) == {}
+
+
+def test_data_are_recorded_and_are_no_setting(tmp_path: Path) -> None:
+    network = nn.Conv2d(1, 1, 1)
+    record = {"manifest": "/data/manifest.json", "manifest_sha256": "ab"}
+    train(tmp_path, network, {"seed": 0}, record)
+    assert load_data_record(tmp_path) == record and load_settings(tmp_path) == {"seed": 0}
 
 
 def test_refuses(tmp_path: Path) -> None:
@@ -48,7 +56,10 @@ def test_refuses(tmp_path: Path) -> None:
         load_settings(tmp_path)
     with pytest.raises(FileNotFoundError, match="no trained network in .*model.pt. Train first"):
         evaluate(tmp_path, nn.Conv2d(1, 1, 1))
-    train(tmp_path, nn.Conv2d(1, 1, 1), {})
+    train(tmp_path, nn.Conv2d(1, 1, 1), {"method": "scrd"})
+    assert load_settings(tmp_path, "scrd") == {"method": "scrd"}
+    with pytest.raises(ValueError, match="holds a trained scrd, not rd4ad"):
+        load_settings(tmp_path, "rd4ad")
     with pytest.raises(ValueError, match="belongs to another network"):
         evaluate(tmp_path, nn.Conv2d(1, 2, 1))
     (tmp_path / "model.pt").write_bytes(b"PK")

@@ -4,11 +4,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from scipy.stats import norm
+from sklearn.metrics import precision_recall_curve, roc_curve
 
 from monai_rdad.metrics import (
     IMAGE_METRICS,
     PIXEL_METRICS,
     PixelAccumulator,
+    bootstrap_curve_bands,
     bootstrap_image_metrics,
     bootstrap_pixel_metrics,
     group_strata,
@@ -116,3 +118,29 @@ def test_pixel_intervals_equal_a_loop_over_resamples():
 
 def test_without_masks_there_are_no_pixel_intervals():
     assert bootstrap_pixel_metrics(PixelAccumulator(), {}) == {}
+
+
+def test_curve_bands_against_resampling_one_by_one():
+    """The same resamples, spelled out as repeated images and given to scikit-learn."""
+    scores, labels, groups = images(3, 30)
+    groups = [f"p{i // 3}" for i in range(30)]
+    at = np.array([0.0, 0.11, 0.5, 0.93, 1.0])
+    bands = bootstrap_curve_bands(scores, labels, groups, at, resamples=60, seed=5)
+    strata = group_strata(groups, labels)
+    weights = np.concatenate(list(resampling_weights(list(strata.values()), 60, 5)))
+    of_image = [list(strata).index(group) for group in groups]
+    sensitivities, precisions = [], []
+    for row in weights:
+        drawn = np.repeat(np.arange(30), row[of_image].astype(int))
+        false_rate, true_rate, _ = roc_curve(labels[drawn], scores[drawn], drop_intermediate=False)
+        sensitivities.append([np.interp(x, false_rate, true_rate) for x in at])
+        precision, recall, _ = precision_recall_curve(labels[drawn], scores[drawn])
+        precision, recall = precision[-2::-1], recall[-2::-1]
+        precisions.append([precision[np.flatnonzero((recall >= x - 1e-12) & (recall > 0))[0]] for x in at])
+    np.testing.assert_allclose(bands["roc"], np.percentile(sensitivities, (2.5, 97.5), axis=0))
+    np.testing.assert_allclose(bands["precision_recall"], np.percentile(precisions, (2.5, 97.5), axis=0))
+
+
+def test_curve_bands_need_both_classes():
+    with pytest.raises(ValueError, match="normal and abnormal"):
+        bootstrap_curve_bands([0.1, 0.2], [0, 0], ["a", "b"], [0.5])

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import accuracy_score, f1_score, precision_recall_curve
+from sklearn.metrics import accuracy_score, f1_score, precision_recall_curve, roc_curve
 
-from monai_rdad.metrics import IMAGE_METRICS, image_metrics
+from monai_rdad.metrics import IMAGE_METRICS, image_metrics, misordered
+from monai_rdad.metrics.curves import precision_recall, roc
 from monai_rdad.metrics.image import image_curve_figures, score_histograms
 
 
@@ -64,3 +65,38 @@ def test_bad_labels_and_lengths_are_refused():
 def test_importing_the_metrics_leaves_sklearn_and_torch_alone():
     code = "import sys, monai_rdad.metrics; print([m for m in ('sklearn', 'torch', 'matplotlib') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+LABELLED = st.lists(st.tuples(st.integers(-5, 5), st.booleans()), min_size=2, max_size=40)
+
+
+@settings(max_examples=40, deadline=None)
+@given(LABELLED)
+def test_curves_are_those_of_sklearn(images):
+    scores, labels = np.array([s for s, _ in images], float), np.array([label for _, label in images])
+    if labels.all() or not labels.any():
+        return
+    histograms = score_histograms(scores, labels)
+    expected = roc_curve(labels, scores, drop_intermediate=False)[:2]
+    np.testing.assert_allclose(roc(*histograms), expected, atol=1e-12)
+    precision, recall, _ = precision_recall_curve(labels, scores)
+    # from the lowest threshold to the highest, and a last point that belongs to none
+    np.testing.assert_allclose([c[::-1] for c in precision_recall(*histograms)], [recall[:-1], precision[:-1]])
+
+
+@settings(max_examples=40, deadline=None)
+@given(LABELLED)
+def test_misordered_against_its_definition(images):
+    scores, labels = np.array([s for s, _ in images], float), np.array([label for _, label in images], int)
+    wrong = misordered(scores, labels)
+    for score, label, found in zip(scores, labels, wrong, strict=True):
+        others = scores[labels != label]
+        if not others.size:
+            assert np.isnan(found)
+            continue
+        gap = (others - score) * (1 if label else -1)
+        assert found == pytest.approx((gap > 0).mean() + 0.5 * (gap == 0).mean())
+    if 0 < labels.sum() < labels.size:
+        area = image_metrics(scores, labels)["image_auroc"]
+        assert wrong[labels == 1].mean() == pytest.approx(1 - area)
+        assert wrong[labels == 0].mean() == pytest.approx(1 - area)

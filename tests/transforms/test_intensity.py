@@ -112,3 +112,11 @@ def test_only_dequantize_ends_the_cache() -> None:
     assert isinstance(DequantizeIntensityd("image"), RandomizableTrait)
     for step in (QuantizeIntensityd("image"), NormalizeByPresetd("image")):
         assert not isinstance(step, RandomizableTrait)
+
+
+def test_halves_go_up_whatever_the_last_bit() -> None:
+    halves = (torch.arange(255) + 0.5) / 255
+    step = torch.finfo(torch.float32).eps
+    for values in (halves, halves * (1 - 2 * step), halves * (1 + 2 * step)):
+        assert torch.equal(QuantizeIntensity()(values), torch.arange(1, 256, dtype=torch.uint8))
+    assert torch.equal(QuantizeIntensity()(halves - 0.01 / 255), torch.arange(255, dtype=torch.uint8))

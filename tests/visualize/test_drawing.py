@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-import re
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,6 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from monai_rdad.visualize.overlay import CONTOUR, colorize, overlay, to_rgb
-from monai_rdad.visualize.page import result_page
 from monai_rdad.visualize.reduce import color_scale, fit_map, fit_mask, fit_picture
 from monai_rdad.visualize.sheet import Case, contact_sheet
 
@@ -129,70 +126,3 @@ def test_sheet_uses_one_scale_for_all_cases(tmp_path: Path) -> None:
 
     assert (pixel([calm]) == pixel([calm, wild])).all()
     assert (pixel([calm]) == colorize(np.array([[0.1]]), 0, 1)[0, 0]).all()
-
-
-class Reader(HTMLParser):
-    """Text of a page, cells of its table, and what it loads."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.sources: list[str] = []
-        self.cells: list[str] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: Any) -> None:
-        self.tags.append(tag)
-        self.sources += [value for name, value in attrs if name in ("src", "href")]
-
-    def handle_data(self, data: str) -> None:
-        if self.tags and self.tags[-1] == "td":
-            self.cells.append(data)
-
-
-METRICS = {
-    "n_images": 40.0,
-    "n_abnormal": 15.0,
-    "n_groups": 30.0,
-    "n_pixel_images": 33.0,
-    "pixel_auroc": 0.91,
-    "oracle_f1": 0.7,
-    "image_auroc": 0.8321,
-    "image_auroc_ci_low": 0.7,
-    "image_auroc_ci_high": 0.9,
-    "own <metric>": float("nan"),
-}
-
-
-def test_page(tmp_path: Path) -> None:
-    contact_sheet([case()], tmp_path / "sheet.png", 0, 1)
-    scores, labels = RNG.random(40), np.arange(40) % 2
-    result_page(
-        tmp_path / "result.html",
-        "SCRD <on> brains & more",
-        METRICS,
-        scores,
-        labels,
-        tmp_path / "sheet.png",
-        commands=["python -m x --a '<b>'", "second"],
-        notes=["Weights: none."],
-    )
-    text = (tmp_path / "result.html").read_text(encoding="utf-8")
-    page = Reader(text)
-    assert page.tags.count("img") == 3
-    assert all(source.startswith("data:image/png;base64,") for source in page.sources)  # needs no other file
-    assert "SCRD &lt;on&gt; brains &amp; more" in text and "'<b>'" not in text and "Weights: none." in text
-    rows = [page.cells[i : i + 4] for i in range(0, len(page.cells), 4)]
-    assert rows == [
-        ["Image AUROC", "0.832", "0.700 to 0.900", "40"],
-        ["Image F1, oracle threshold", "0.700", "–", "40"],
-        ["Pixel AUROC", "0.910", "–", "33"],
-        ["own <metric>", "not defined", "–", "40"],
-    ]
-    assert "40 images from 30 groups, 15 of them abnormal." in re.sub(r"\s+", " ", text)
-    assert "viewport" in text and "@media print" in text
-
-
-def test_page_without_abnormal_images(tmp_path: Path) -> None:
-    result_page(tmp_path / "result.html", "x", {"n_images": 3.0}, [0.1, 0.2, 0.3], [0, 0, 0])
-    assert Reader((tmp_path / "result.html").read_text(encoding="utf-8")).tags.count("img") == 2

@@ -117,7 +117,8 @@ def test_volume(tmp_path: Path, orientation: str) -> None:
     axis = 0 if "SAR" in orientation else 2  # towards superior (or inferior)
     path = volume(tmp_path / "v.nii.gz", affine, slice_axis=axis)
     (row,) = infer(named(path), tmp_path / "out", scale=(0.0, 2.0))
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["scores.csv", "v_map.nii.gz", "v_overlay.png"]
+    files = ["lesions.csv", "scores.csv", "slices.csv", "v_map.nii.gz", "v_overlay.png", "v_volume.json"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == files
     source, result = nibabel.load(path), nibabel.load(tmp_path / "out/v_map.nii.gz")
     assert result.shape == source.shape and result.get_data_dtype() == np.float32
     assert np.array_equal(result.affine, source.affine)

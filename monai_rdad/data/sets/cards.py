@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 from monai_rdad.data.manifest import ManifestError
 from monai_rdad.data.sets.source import set_names
+from monai_rdad.utils import installed_folder
 
 __all__ = ["KEYS", "card", "card_folder"]
 
@@ -41,8 +41,7 @@ KEYS = (
 
 def card_folder() -> Path:
     """Folder of the descriptions: beside the package in a checkout, else where an installation puts it."""
-    beside = Path(__file__).resolve().parents[3] / "data_manifests"
-    return beside if beside.is_dir() else Path(sys.prefix) / "share" / "monai_rdad" / "data_manifests"
+    return installed_folder("data_manifests")
 
 
 def card(name: str) -> dict[str, Any]:

@@ -42,8 +42,8 @@ def search(query: Tensor, support: Tensor, window: int) -> Tuple[Tensor, Tensor]
     queries = queries.view(shared, b // shared, c, h, w)
     if window < 0 or window >= max(h, w) - 1:
         columns = queries.permute(0, 1, 3, 4, 2).reshape(shared, b // shared * h * w, c)
-        found = [(columns @ supports[:, i].flatten(2)).view(b, h * w, h * w).max(2) for i in range(k)]
-        return torch.stack([f[0] for f in found], 1), torch.stack([f[1] for f in found], 1)
+        nearest = [(columns @ supports[:, i].flatten(2)).view(b, h * w, h * w).max(2) for i in range(k)]
+        return torch.stack([f[0] for f in nearest], 1), torch.stack([f[1] for f in nearest], 1)
     # rows of all supports side by side: a query's row times a slice of them is one product without copies
     rows = F.pad(supports, [0, 0, window, window]).permute(0, 3, 2, 1, 4).flatten(3)
     rows = rows.contiguous()  # (B or 1, H + 2 window, C, K * W)

@@ -58,9 +58,10 @@ class ReContrast(RD4AD):
         for a, f in zip(adapted, frozen):  # noqa: B905 - TorchScript knows no strict
             both.append(torch.cat([a, f]))
         decoded = self.decoder(self.bottleneck(both[0], both[1], both[2]))
+        half = image.shape[0]  # slices, not chunk: an exported graph would fix the size of the batch
         predictions: List[Tensor] = []  # noqa: UP006
         for scale, head in enumerate(self.teacher_heads):
-            predictions.append(head(decoded[scale].chunk(2)[0]))
+            predictions.append(head(decoded[scale][:half]))
         for scale, head in enumerate(self.encoder_heads):
-            predictions.append(head(decoded[scale].chunk(2)[1]))
+            predictions.append(head(decoded[scale][half:]))
         return FeaturePairs(frozen + [a.detach() for a in adapted], predictions)

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Intensities: from what a file holds to [0, 1], and to bytes and back."""
 
-from __future__ import annotations
-
+# No postponed annotations: a function of this file is compiled by TorchScript.
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,9 +13,18 @@ from monai.transforms.traits import RandomizableTrait
 from monai.utils import convert_to_tensor
 from torch import Tensor
 
-__all__ = ["DequantizeIntensity", "NormalizeByPreset", "QuantizeIntensity"]
+__all__ = ["DequantizeIntensity", "NormalizeByPreset", "QuantizeIntensity", "round_to_bytes"]
 
 LOW, HIGH = 0.5, 99.5  # percentiles
+
+
+def round_to_bytes(image: Tensor, tie: float = 1e-3) -> Tensor:
+    """Values in [0, 1] to whole numbers from 0 to 255, as floats.
+
+    Halves, frequent where an 8-bit image is resized by a simple ratio, go up, and so does what is ``tie`` below one:
+    the last bit of a value, which depends on the library that resized it, then decides nothing.
+    """
+    return (image * 255 + tie).round().clamp(0, 255)
 
 
 class NormalizeByPreset(Transform):
@@ -80,9 +88,10 @@ class NormalizeByPreset(Transform):
 
 
 class QuantizeIntensity(Transform):
-    """Float in [0, 1] to uint8: ``round(255 x)``, clipped; a contiguous tensor.
+    """Float in [0, 1] to uint8: 255 x to the nearest whole number, clipped; a contiguous tensor.
 
-    Ends what a data set caches: a quarter of the memory of float32, and the error is at most 1/510.
+    Ends what a data set caches: a quarter of the memory of float32, and the error is at most 1/510, but for the ties of
+    :func:`round_to_bytes`.
 
     Args:
         track_meta: keep the meta data, which inference needs to bring a map back into the image's geometry.
@@ -94,7 +103,7 @@ class QuantizeIntensity(Transform):
     def __call__(self, img: Any) -> Tensor:
         """Uint8 tensor of the same shape."""
         image = convert_to_tensor(img, track_meta=self.track_meta)
-        return (image * 255).round_().clamp_(0, 255).to(torch.uint8).contiguous()
+        return round_to_bytes(image).to(torch.uint8).contiguous()
 
 
 # Nothing here is random. But MONAI's caching data sets keep what precedes the first random transform, and this one

@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from monai.data import ITKReader, MetaTensor, NibabelReader, PILReader
+from monai.data import MetaTensor, NibabelReader, PILReader
 from monai.data.utils import is_supported_format
 from monai.transforms import InvertibleTransform, Orientation
 from monai.transforms.spatial.functional import orientation
@@ -22,16 +22,17 @@ from monai.utils import TraceKeys
 from nibabel.orientations import aff2axcodes, axcodes2ornt, io_orientation, ornt_transform
 from numpy.typing import NDArray
 
-from monai_rdad.formats import PICTURE_SUFFIXES, dicom_files, file_kind
+from monai_rdad.dicom import read_stack
+from monai_rdad.formats import PICTURE_SUFFIXES, file_kind
 
 __all__ = ["ReadImage", "ReadMask"]
 
 Array = NDArray[Any]
 
-# Axis codes (towards which side an array axis grows) that make a slice look like a radiological picture, by the
-# direction across the slice: axial has the nose up, coronal and sagittal the head up. Volumes are cut axially.
-VOLUME_AXCODES = "PLS"
-SLICE_AXCODES = {"S": "PLS", "I": "PLS", "A": "ILA", "P": "ILA", "R": "IPR", "L": "IPR"}
+# Axis codes (towards which side an array axis grows) that make a slice look like a radiological picture, by the axis
+# of the body across the slice: sagittal and coronal have the head up, axial the nose.
+VIEW_AXCODES = ("IPR", "ILA", "PLS")
+SLICE_AXCODES = {side: VIEW_AXCODES[axis] for axis, sides in enumerate(("RL", "AP", "SI")) for side in sides}
 
 # ITU-R BT.601, as in Pillow's conversion to mode "L".
 LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)
@@ -84,32 +85,39 @@ def _read_nifti(path: str) -> tuple[Array, Array]:
 
 def _read_dicom(path: str) -> tuple[Array, Array]:
     """Array (C, columns, rows, slices) after rescale slope and intercept, and affine (RAS+)."""
-    # ITK rather than pydicom: it decodes every common compression, converts YBR to RGB and MONOCHROME1 to high =
-    # bright, orders slices by position rather than by InstanceNumber, and gives single slices an invertible affine.
-    # Its first use in a process takes two seconds.
-    reader = ITKReader()
-    files = [path]
-    if os.path.isdir(path):
-        files = dicom_files(path)
-        if not files:
-            raise ValueError("the folder holds no DICOM file: name an image file or a folder with one DICOM series")
-        _check_one_series(files)
-    image = reader.read(path)
-    array, meta = reader.get_data(image)
-    array = np.moveaxis(array, -1, 0) if array.ndim == 4 else array[None]
-    if len(files) > 1 and array.shape[-1] != len(files):
-        raise ValueError(f"only {array.shape[-1]} of its {len(files)} DICOM files form one stack: remove the others")
-    return array, np.asarray(meta["affine"])
+    stack = read_stack(path)
+    planes = np.concatenate([_dicom_pixels(file) for file in stack.files])
+    if stack.frames:
+        planes = planes[list(stack.frames)]
+    return np.ascontiguousarray(np.moveaxis(planes, (0, 1, 2), (3, 2, 1))), stack.affine
 
 
-def _check_one_series(files: list[str]) -> None:
-    """Several series in one folder: MONAI's reader would take the first and only warn."""
+def _dicom_pixels(file: str) -> Array:
+    """Array (frames, rows, columns, C) of one file."""
+    # SimpleITK rather than pydicom: it decodes every common compression, converts YBR to RGB and MONOCHROME1 to high =
+    # bright. Slice by slice, because each may have a rescale slope of its own.
+    import SimpleITK
+
+    try:
+        image = SimpleITK.ReadImage(file, imageIO="GDCMImageIO")
+    except RuntimeError as error:
+        raise ValueError(_undecodable(file) or str(error)) from error
+    array = SimpleITK.GetArrayFromImage(image)
+    array = array if image.GetNumberOfComponentsPerPixel() > 1 else array[..., None]
+    return array if array.ndim == 4 else array[None]
+
+
+def _undecodable(file: str) -> str | None:
+    """A message if it is the compression that no decoder knows."""
     import pydicom
 
-    tag = "SeriesInstanceUID"
-    series = {pydicom.dcmread(file, specific_tags=[tag], stop_before_pixels=True).get(tag) for file in files}
-    if len(series) > 1:
-        raise ValueError(f"the folder holds {len(series)} DICOM series: give each series a folder of its own")
+    syntax = pydicom.dcmread(file, stop_before_pixels=True).file_meta.TransferSyntaxUID
+    if syntax.is_private or not syntax.is_compressed:
+        return None
+    return (
+        f"{os.path.basename(file)} cannot be decoded; its pixels are compressed as {syntax.name} ({syntax}). If it is "
+        "whole, decompress it, for instance with gdcmconv --raw"
+    )
 
 
 _READ = {"picture": _read_picture, "nifti": _read_nifti, "dicom": _read_dicom}
@@ -117,6 +125,11 @@ _READ = {"picture": _read_picture, "nifti": _read_nifti, "dicom": _read_dicom}
 
 class _Reader(InvertibleTransform):
     """What images and masks have in common: decode, check, turn to display order, and turn back."""
+
+    def __init__(self, axis: int = 2) -> None:
+        if axis not in (0, 1, 2):
+            raise ValueError(f"axis is {axis}, it must be 0 (sagittal slices), 1 (coronal) or 2 (axial).")
+        self.axis = axis
 
     def __call__(self, path: str | os.PathLike[str]) -> MetaTensor:
         path = os.fspath(path)
@@ -164,7 +177,7 @@ class _Reader(InvertibleTransform):
             raise ValueError(f"{path}: its affine is singular or not finite. Correct the header (sform, qform).")
         thin = [axis for axis, size in enumerate(array.shape[1:]) if size == 1]
         flat = len(thin) == 1
-        axcodes = SLICE_AXCODES[aff2axcodes(affine)[thin[0]]] if flat else VOLUME_AXCODES
+        axcodes = SLICE_AXCODES[aff2axcodes(affine)[thin[0]]] if flat else VIEW_AXCODES[self.axis]
         turn = ornt_transform(source, axcodes2ornt(axcodes))
         turned = orientation(image, affine, turn, lazy=False, transform_info=self.get_transform_info())
         return cast(MetaTensor, turned[..., 0] if flat else turned)
@@ -200,22 +213,25 @@ class ReadImage(_Reader):
     - (C, H, W) with rows first for pictures and single-frame DICOM; the EXIF orientation tag is not applied;
     - (C, H, W) for a NIfTI file one voxel thick, turned like a radiological picture: axial with the anterior side up
       and the patient's left on the right; coronal and sagittal with the superior side up;
-    - (C, H, W, D) for volumes, in axis codes PLS, so that ``image[..., k]`` is an axial slice as above.
+    - (C, H, W, D) for volumes, so that ``image[..., k]`` is a slice as above: axial (axis codes PLS) unless ``axis``
+      says otherwise.
 
     Palettes are expanded and alpha is dropped. ``inverse`` undoes the turn of NIfTI files and DICOM volumes.
 
     Args:
         channels: of the result. 1 converts colour to luminance (ITU-R BT.601), 3 repeats grey.
-        volumes: whether volumes are welcome; a network of slices trains on 2D images.
+        volumes: whether volumes are welcome.
+        axis: of the body across the slices of a volume: 0 sagittal, 1 coronal, 2 axial.
 
     Raises:
         FileNotFoundError: (on call) no such file.
-        ValueError: ``channels`` is neither 1 nor 3; (on call) unsupported, truncated or broken file, more than one
-            DICOM series in a folder, 4D volume, 16-bit colour, singular affine, NaN or infinite voxels, constant
-            image, neither 1 nor 3 channels.
+        ValueError: ``channels`` is neither 1 nor 3, or there is no such axis; (on call) unsupported, truncated or
+            broken file, DICOM slices that make no volume (:func:`monai_rdad.dicom.read_stack`), 4D volume, 16-bit
+            colour, singular affine, NaN or infinite voxels, constant image, neither 1 nor 3 channels.
     """
 
-    def __init__(self, channels: int = 1, volumes: bool = True) -> None:
+    def __init__(self, channels: int = 1, volumes: bool = True, axis: int = 2) -> None:
+        super().__init__(axis)
         if channels not in (1, 3):
             raise ValueError(f"channels is {channels}, it must be 1 (grey) or 3 (colour).")
         self.channels = channels
@@ -246,6 +262,9 @@ class ReadMask(_Reader):
     """Reads a mask file of any format of :class:`ReadImage`, in the same pixel order.
 
     Returns a uint8 MetaTensor (1, H, W) or (1, H, W, D): 1 where any channel of the file is not 0, else 0.
+
+    Args:
+        axis: of the body across the slices of a volume, as for the image.
 
     Raises:
         FileNotFoundError: (on call) no such file.

@@ -29,14 +29,20 @@ class ReadImaged(MapTransform, InvertibleTransform):
         keys: of the paths, replaced by the images.
         channels: 1 or 3, see there.
         volumes: whether volumes are welcome.
+        axis: of the body across the slices of a volume, see there.
         allow_missing_keys: do not raise if a key is missing.
     """
 
     def __init__(
-        self, keys: KeysCollection, channels: int = 1, volumes: bool = True, allow_missing_keys: bool = False
+        self,
+        keys: KeysCollection,
+        channels: int = 1,
+        volumes: bool = True,
+        axis: int = 2,
+        allow_missing_keys: bool = False,
     ) -> None:
         MapTransform.__init__(self, keys, allow_missing_keys)
-        self.reader = ReadImage(channels, volumes)
+        self.reader = ReadImage(channels, volumes, axis)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """The item with its images."""
@@ -62,7 +68,9 @@ class ReadMaskd(MapTransform):
     Args:
         keys: of the mask paths.
         ref_key: of the image, already read, whose size the mask must have.
-        label_key: of the label, 0 normal or 1 abnormal.
+        label_key: of the label, 0 normal or 1 abnormal. None for masks that have nothing to do with it: items without
+            one are left as they are, and an empty one is fine.
+        axis: of the body across the slices of a volume, as for the image.
 
     Raises:
         FileNotFoundError: (on call) no such file.
@@ -70,18 +78,23 @@ class ReadMaskd(MapTransform):
             label; the mask file cannot be read.
     """
 
-    def __init__(self, keys: KeysCollection, ref_key: str = "image", label_key: str = "label") -> None:
+    def __init__(
+        self, keys: KeysCollection, ref_key: str = "image", label_key: str | None = "label", axis: int = 2
+    ) -> None:
         super().__init__(keys)
-        self.reader = ReadMask()
+        self.reader = ReadMask(axis)
         self.ref_key = ref_key
         self.label_key = label_key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """The item with its masks."""
         d = dict(data)
-        image, abnormal = d[self.ref_key], int(d[self.label_key]) == 1
+        image = d[self.ref_key]
+        abnormal = None if self.label_key is None else int(d[self.label_key]) == 1
         for key in self.keys:
             if d.get(key) is None:
+                if abnormal is None:
+                    continue
                 fill = UNKNOWN if abnormal else 0
                 values = torch.full((1, *image.shape[1:]), fill, dtype=torch.uint8)
                 d[key] = MetaTensor(values, affine=image.affine)
@@ -97,7 +110,7 @@ class ReadMaskd(MapTransform):
                 raise ValueError(
                     f"{path}: the mask's affine puts it elsewhere than its image. Copy the image's affine to the mask."
                 )
-            if bool(mask.any()) != abnormal:
+            if abnormal is not None and bool(mask.any()) != abnormal:
                 content = "is empty" if abnormal else "marks pixels"
                 raise ValueError(
                     f"{path}: the mask {content}, but the item's label is {int(abnormal)}. Correct the manifest: the "

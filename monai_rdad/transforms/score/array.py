@@ -1,12 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reductions of an anomaly map."""
 
-from __future__ import annotations
-
+# No postponed annotations: the function of this file is compiled by TorchScript.
 from monai.transforms.transform import Transform
 from torch import Tensor
 
-__all__ = ["ScoreReduction"]
+__all__ = ["ScoreReduction", "reduce_map"]
+
+
+def reduce_map(values: Tensor, mode: str, count: int) -> Tensor:
+    """Scores (B,) of the values (B, N) of maps: "max", "mean", or "top", the mean of the ``count`` largest."""
+    if mode == "max":
+        return values.amax(1)
+    if mode == "mean":
+        return values.mean(1)
+    return values.topk(count, dim=1, sorted=False).values.mean(1)
 
 
 class ScoreReduction(Transform):
@@ -33,9 +41,8 @@ class ScoreReduction(Transform):
     def __call__(self, maps: Tensor) -> Tensor:
         """Scores (B,) of maps (B, 1, H, W) or (B, 1, H, W, D)."""
         flat = maps.flatten(1)
-        if self.mode == "max":
-            return flat.amax(1)
-        if self.mode == "mean":
-            return flat.mean(1)
-        count = max(1, round(self.fraction * flat.shape[1]))
-        return flat.topk(count, dim=1, sorted=False).values.mean(1)
+        return reduce_map(flat, self.mode, self.count(flat.shape[1]))
+
+    def count(self, size: int) -> int:
+        """Number of values that "top" averages of a map of ``size`` values."""
+        return max(1, round(self.fraction * size))

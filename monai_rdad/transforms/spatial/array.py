@@ -59,8 +59,9 @@ class ResizeInPlane(InvertibleTransform):
         if self.nearest:
             slices = interpolate(slices.float(), size=size, mode="nearest-exact").to(values.dtype)
         else:
-            slices = interpolate(slices.float(), size=size, mode="bilinear", antialias=True, align_corners=False)
-            if not torch.is_floating_point(values):
-                slices = slices.round().to(values.dtype)
+            # float64 in between: the result does not depend on the order of summation, and an exported graph rounds to
+            # the same bytes
+            slices = interpolate(slices.double(), size=size, mode="bilinear", antialias=True, align_corners=False)
+            slices = slices.to(values.dtype) if torch.is_floating_point(values) else slices.round().to(values.dtype)
         result = slices[0] if values.ndim == 3 else slices.movedim(0, -1)
         return MetaTensor(result).copy_meta_from(image) if isinstance(image, MetaTensor) else result
