@@ -165,7 +165,7 @@ def _write_results(plan: Plan) -> list[Path]:
     from monai_rdad.visualize import benchmark_report
 
     files = write_tables(plan)
-    if any(run.state() == "done" for run in plan.runs()):
+    if (plan.out / _RECORD).is_file() and any(run.state() == "done" for run in plan.runs()):
         files.append(benchmark_report(plan.out))
     return files
 

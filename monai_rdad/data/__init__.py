@@ -6,11 +6,11 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from .inputs import list_inputs
 from .manifest import (
     SPLITS,
     ManifestError,
     data_record,
-    list_inputs,
     load_manifest,
     manifest_hash,
     manifest_title,

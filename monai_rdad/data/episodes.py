@@ -13,7 +13,8 @@ import torch
 from monai.transforms import Randomizable
 from torch.utils.data import Dataset, Sampler
 
-from monai_rdad.data.manifest import Item, ManifestError, list_inputs, load_manifest
+from monai_rdad.data.inputs import list_inputs
+from monai_rdad.data.manifest import Item, ManifestError, load_manifest
 from monai_rdad.data.probe import content_digest
 
 __all__ = [

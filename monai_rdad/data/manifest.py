@@ -19,19 +19,17 @@ import math
 import os
 import random
 import warnings
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from monai_rdad.data.probe import content_digest, content_size, probe, same_size
-from monai_rdad.formats import dicom_files, file_kind
 
 __all__ = [
     "SPLITS",
     "ManifestError",
+    "check_files",
     "data_record",
-    "list_inputs",
     "load_manifest",
     "manifest_hash",
     "manifest_title",
@@ -84,7 +82,7 @@ def load_manifest(
     _check_labels(splits, source)
     _check_groups(splits, source)
     _check_paths(splits, source)
-    _check_files(splits, source, skip=on_error == "skip")
+    check_files(splits, source, skip=on_error == "skip")
     _check_contents(splits, source)
     for split in required:
         if not splits[split]:
@@ -142,34 +140,6 @@ def data_record(manifest: PathLike, dataset_dir: PathLike, tasks: Mapping[str, P
     return record
 
 
-def list_inputs(path: PathLike, on_error: Literal["raise", "skip"] = "raise") -> list[Item]:
-    """Items {"image", "name"} for inference, each checked for being complete.
-
-    Args:
-        path: an image file, a folder with one DICOM series, or a folder with image files and such folders. DICOM
-            files in one folder are taken as a volume as soon as two of one series have a position in space, and then
-            all of them have to fit; otherwise each is an image.
-
-        on_error: "raise", or "skip" to leave out broken files with a warning each.
-
-    Raises:
-        FileNotFoundError: no such file or folder.
-        ValueError: unsupported or broken files, or no image in the folder.
-    """
-    source = Path(path).expanduser().absolute()
-    if not source.is_dir():
-        file_kind(source)  # what is wrong with a single file needs no list of files
-    if not source.is_dir() or _is_series(source):
-        items = [{"image": str(source), "name": source.name}]
-    else:
-        items = [{"image": str(entry), "name": entry.name} for entry in sorted(source.iterdir()) if _is_input(entry)]
-    if not items:
-        raise ValueError(f"{source}: no image in this folder. Name an image file, or the folder that holds the images.")
-    splits = {"input": items}
-    _check_files(splits, source, skip=on_error == "skip" and source.is_dir())
-    return splits["input"]
-
-
 def split_by_group(items: Sequence[Item], fractions: Mapping[str, float], seed: int = 0) -> dict[str, list[Item]]:
     """Divides items at random so that no group falls into two splits.
 
@@ -213,28 +183,6 @@ def split_by_group(items: Sequence[Item], fractions: Mapping[str, float], seed: 
     if empty := [split for split, members in result.items() if not members]:
         raise ValueError(f"{len(groups)} groups leave '{empty[0]}' without items. Use fewer splits or other fractions.")
     return result
-
-
-def _is_series(folder: Path) -> bool:
-    """Whether the DICOM files in a folder want to be a volume: two of one series, or all there are, have a position."""
-    import pydicom
-
-    tags = ["SeriesInstanceUID", "ImagePositionPatient"]
-    headers = [pydicom.dcmread(file, specific_tags=tags, stop_before_pixels=True) for file in dicom_files(folder)]
-    located = Counter(str(h.get("SeriesInstanceUID")) for h in headers if "ImagePositionPatient" in h)
-    return max(located.values(), default=0) > 1 or (len(headers) == 1 and bool(located))
-
-
-def _is_input(path: Path) -> bool:
-    if path.name.startswith("."):
-        return False
-    if path.is_dir():
-        return _is_series(path)
-    try:
-        file_kind(path)
-    except ValueError:
-        return False
-    return True
 
 
 def _read_json(source: Path) -> Any:
@@ -359,7 +307,7 @@ def _check_paths(splits: Mapping[str, list[Item]], source: Path) -> None:
     _raise_if(problems, source, "images listed twice", "List each image once, in one split.")
 
 
-def _check_files(splits: dict[str, list[Item]], source: Path, skip: bool) -> None:
+def check_files(splits: dict[str, list[Item]], source: Path, skip: bool) -> None:
     """Files exist, decode and match; broken items are taken out of ``splits`` where ``skip`` says so."""
     problems = []
     for split, items in splits.items():

@@ -169,7 +169,6 @@ def test_check_finds(tiny_set, tmp_path, capsys, change, message):
         (["train", "scrd", "--manifests", "a"], "There is no setting 'manifests'"),
         (["train", "scrd", "--device", "cuda:99"], "CUDA devices here"),
         (["train", "scrd", "--device", "x'"], "cpu, cuda or cuda:N"),
-        (["calibrate", "d24fad"], "d24fad has no stage 'calibrate'"),
         (["evaluate", "scrd", "--data", "{data}"], "There is no trained network in scrd/models"),
         (["predict", "scrd", "{data}/testing"], "Train first"),
         (["predict", "rd4ad", "gone", "--out", "{run}"], "gone"),

@@ -45,7 +45,7 @@ def test_clean_and_corrupted_image_are_equal_outside_the_patch(noise_set, names,
     transform.transforms[-1].mask_keys = ("region",)
     transform.set_random_state(0)
     for item in json.loads((noise_set / "manifest.json").read_text())["training"]:
-        sample = transform({"image": str(noise_set / item["image"])})
+        [sample] = transform({"image": str(noise_set / item["image"])})
         changed = (sample["image"] != sample["corrupted"]).any(0)
         inside = sample["region"][0].bool()
         assert sample["image"].shape == sample["corrupted"].shape == (channels, 64, 64)
@@ -60,7 +60,7 @@ def test_patch_sizes_and_clipping_are_settings(noise_set):
         transform = parser.get_parsed_content("train#preprocessing")
         transform.transforms[-1].mask_keys = ("region",)
         transform.set_random_state(0)
-        samples = [transform({"image": str(noise_set / f"{i % 8}.png")}) for i in range(40)]
+        samples = [transform({"image": str(noise_set / f"{i % 8}.png")})[0] for i in range(40)]
         sides = [sample["region"].sum().item() ** 0.5 for sample in samples]
         assert largest - 12 < max(sides) <= largest and min(sides) <= 8
         assert max(sample["corrupted"].max() for sample in samples) > 1

@@ -63,6 +63,7 @@ METHODS = {
         lambda **k: D24FAD(start="bottleneck", weighting="nearest", compare="whitened", window=None, pooled=True, **k),
         DualDistillationLoss(0.1, 1.0),
         "support",
+        scales=((64, 8), (128, 8), (256, 16)),
     ),
     "dnp": Method(lambda **k: DNP(blocks=2, **k), PrototypeLoss(), None, scales=((192, 16), (256, 16)), steps=60),
 }

@@ -82,6 +82,7 @@ def test_sheet_page_and_tracker(tmp_path: Path, shown: list[Case]) -> None:
     assert len({c.group for c in shown}) == 3
     assert all(c.mask is not None and c.mask.sum() == c.label for c in shown)
     names = {"cases", "evaluation.json", "metrics.json", "report.html", "scores.csv", "sheet.png"}
+    names |= {"pixel_resamples.npz"}
     assert {p.name for p in tmp_path.iterdir()} == names
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert all(s in text for s in ("SCRD on phantoms", "Image AUROC", "python -m x", "Seed 0.", "24 images"))

@@ -67,7 +67,8 @@ def train_version(
     newest = versions.newest()
     settings = load_settings(newest)
     configs = versions.bundle / "configs"
-    if not (configs / "calibrate.yaml").is_file():
+    known = ConfigParser.load_config_files(str(configs / "train.yaml"))
+    if "manifests" in known:  # of several tasks
         raise ValueError(
             f"A model of '{versions.method}' is not trained here: it takes its notion of normal from support images. "
             "Give it others, see the page of its bundle."
@@ -95,7 +96,6 @@ def train_version(
         with atomic_path(versions.published / name) as place, tempfile.TemporaryDirectory() as scratch:
             place.mkdir()
             counts = _write_manifest(place / "manifest.json", images, calibration, seed)
-            known = ConfigParser.load_config_files(str(configs / "train.yaml"))
             options = {key: value for key, value in settings.items() if key in known}
             options |= {
                 "bundle_root": str(versions.bundle),
