@@ -124,7 +124,7 @@ def test_no_output_names_the_patient(tmp_path, write_dicom, caplog, capfd):
     run("rd4ad", "inference", dicom=True, lesion_threshold=0.01, **outputs)
     assert (root / "out" / "two_map.dcm").is_file() and (root / "out" / "two_seg.dcm").is_file()
     texts = {str(p): p.read_bytes() for p in root.rglob("*") if p.is_file() and p.suffix not in (".dcm", ".pt")}
-    assert any(name.endswith("mlruns.db") for name in texts) and any(name.endswith("result.html") for name in texts)
+    assert any(name.endswith("mlruns.db") for name in texts) and any(name.endswith("report.html") for name in texts)
     texts |= {"log": caplog.text.encode(), "streams": "".join(capfd.readouterr()).encode()}
     secrets = [v for k, v in patient.items() if k != "FrameOfReferenceUID"] + ["1.2.826.0"]
     assert [(n, s) for n, text in texts.items() for s in secrets if s.encode() in text] == []
