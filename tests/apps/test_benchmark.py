@@ -31,7 +31,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::U
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = {"image_size": 64, "max_epochs": 2, "batch_size": 4, "val_interval": 1, "bootstrap": 100}
-CONTEXT = Context("none", None, True, 1, {"command": "", "commit": None, "versions": {}})
+CONTEXT = Context("none", None, True, 1, {"command": "", "commit": "c0ffee", "versions": {}})
 
 
 @pytest.fixture(scope="module")

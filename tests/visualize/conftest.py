@@ -133,7 +133,8 @@ def benchmark_folder(tmp_path: Path) -> Callable[..., Path]:
         for name in data:
             comparisons.append(
                 {"data": name, "metric": "image_auroc", "method_a": "rd4ad", "method_b": "scrd", "difference": -0.1}
-                | {"ci_low": -0.16, "ci_high": -0.04, "p_value": 0.002, "test": "DeLong", "n": 80, "seeds": seeds}
+                | {"ci_low": -0.16, "ci_high": -0.04, "p_value": 0.002, "p_holm": 0.004, "test": "DeLong"}
+                | {"n": 80, "seeds": seeds, "seeds_agree": 1.0 if name == "busi" else 0.75}
             )
         _write(folder / "results.csv", results)
         _write(folder / "comparisons.csv", comparisons)
