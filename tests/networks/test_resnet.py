@@ -9,7 +9,6 @@ from monai.networks.nets import resnet18, resnet34, resnet50
 from torch import nn
 
 from monai_rdad.networks.encoders import FrozenEncoder, ResNetEncoder
-from monai_rdad.networks.encoders.resnet import RESNETS
 
 # parameters of torchvision's models without the classifier
 PARAMETERS = {"resnet18": 11176512, "resnet34": 21284672, "resnet50": 23508032, "wide_resnet50_2": 66834240}
@@ -43,11 +42,19 @@ def test_keys_and_outputs_are_torchvisions(name, factory):
             torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", list(RESNETS))
+@pytest.mark.parametrize("name", list(PARAMETERS))
 def test_number_of_parameters_is_torchvisions(name):
     with torch.device("meta"):
         encoder = ResNetEncoder(name, stages=4)
     assert sum(p.numel() for p in encoder.parameters()) == PARAMETERS[name]
+
+
+def test_the_half_width_has_half_the_channels_everywhere():
+    half, full = ResNetEncoder("resnet18_half"), ResNetEncoder("resnet18")
+    for (name, a), b in zip(half.named_parameters(), full.parameters(), strict=True):
+        expected = [n if n in (1, 3, 7) else n // 2 for n in b.shape]
+        assert list(a.shape) == expected, name
+    assert [m.shape[1] for m in half(torch.rand(1, 3, 32, 32))] == [32, 64, 128]
 
 
 def test_later_stages_can_be_left_out():

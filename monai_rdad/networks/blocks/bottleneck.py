@@ -24,15 +24,18 @@ class OneClassBottleneck(nn.Module):
         block: residual block of the encoder's family.
         blocks: number of residual blocks of the embedding stage.
         width_per_group: see :class:`~monai_rdad.networks.blocks.residual.Bottleneck`.
+        width: channels of the encoder's stem.
     """
 
-    def __init__(self, block: type[BasicBlock] | type[Bottleneck], blocks: int, width_per_group: int = 64) -> None:
+    def __init__(
+        self, block: type[BasicBlock] | type[Bottleneck], blocks: int, width_per_group: int = 64, width: int = 64
+    ) -> None:
         super().__init__()
-        c = 64 * block.expansion
+        c = width * block.expansion
         self.down1 = nn.Sequential(_down(c, 2 * c), _down(2 * c, 4 * c))
         self.down2 = _down(2 * c, 4 * c)
-        self.embed = residual_stage(block, 3 * 4 * c, 512, blocks, 2, width_per_group)
-        self.out_channels = 512 * block.expansion
+        self.embed = residual_stage(block, 3 * 4 * c, 8 * width, blocks, 2, width_per_group)
+        self.out_channels = 8 * c
         init_convolutions(self)
 
     def forward(self, map1: Tensor, map2: Tensor, map3: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ class MirroredDecoder(nn.Module):
         block: residual block of the encoder's family.
         layers: number of blocks of the stages, coarsest first.
         width_per_group: see :class:`~monai_rdad.networks.blocks.residual.Bottleneck`.
+        width: channels of the encoder's stem.
     """
 
     def __init__(
@@ -25,12 +26,13 @@ class MirroredDecoder(nn.Module):
         block: type[BasicBlock] | type[Bottleneck],
         layers: tuple[int, int, int],
         width_per_group: int = 64,
+        width: int = 64,
     ) -> None:
         super().__init__()
-        e = block.expansion
-        self.stage3 = residual_stage(block, 512 * e, 256, layers[0], 2, width_per_group, upsample=True)
-        self.stage2 = residual_stage(block, 256 * e, 128, layers[1], 2, width_per_group, upsample=True)
-        self.stage1 = residual_stage(block, 128 * e, 64, layers[2], 2, width_per_group, upsample=True)
+        e, c = block.expansion, width
+        self.stage3 = residual_stage(block, 8 * c * e, 4 * c, layers[0], 2, width_per_group, upsample=True)
+        self.stage2 = residual_stage(block, 4 * c * e, 2 * c, layers[1], 2, width_per_group, upsample=True)
+        self.stage1 = residual_stage(block, 2 * c * e, c, layers[2], 2, width_per_group, upsample=True)
         init_convolutions(self)
 
     def forward(self, x: Tensor) -> List[Tensor]:  # noqa: UP006

@@ -20,19 +20,22 @@ class ResNetSpec(NamedTuple):
         block: class of its residual blocks.
         layers: number of blocks of its four stages.
         width_per_group: 64, or 128 for the doubled inner width of Wide-ResNet-2.
+        width: channels of the stem, which all stages are multiples of.
     """
 
     block: type[BasicBlock] | type[Bottleneck]
     layers: tuple[int, int, int, int]
     width_per_group: int = 64
+    width: int = 64
 
     def channels(self, stage: int) -> int:
         """Channels of the map after ``stage`` (1 to 4)."""
-        return int(64 * 2 ** (stage - 1) * self.block.expansion)
+        return int(self.width * 2 ** (stage - 1) * self.block.expansion)
 
 
 RESNETS: dict[str, ResNetSpec] = {
     "resnet18": ResNetSpec(BasicBlock, (2, 2, 2, 2)),
+    "resnet18_half": ResNetSpec(BasicBlock, (2, 2, 2, 2), width=32),
     "resnet34": ResNetSpec(BasicBlock, (3, 4, 6, 3)),
     "resnet50": ResNetSpec(Bottleneck, (3, 4, 6, 3)),
     "wide_resnet50_2": ResNetSpec(Bottleneck, (3, 4, 6, 3), width_per_group=128),
@@ -68,17 +71,17 @@ class ResNetEncoder(nn.Module):
         spec = RESNETS[name]
         self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1), persistent=False)
-        self.conv1 = nn.Conv2d(3, 64, kernel_size=7, stride=2, padding=3, bias=False)
-        self.bn1 = nn.BatchNorm2d(64)
+        self.conv1 = nn.Conv2d(3, spec.width, kernel_size=7, stride=2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(spec.width)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
 
         def build(stage: int, in_channels: int) -> nn.Sequential:
-            stride, planes = (1 if stage == 1 else 2), 64 * 2 ** (stage - 1)
+            stride, planes = (1 if stage == 1 else 2), spec.width * 2 ** (stage - 1)
             return residual_stage(spec.block, in_channels, planes, spec.layers[stage - 1], stride, spec.width_per_group)
 
         # None for a stage that is not built: TorchScript then drops the branch that would run it
-        self.layer1 = build(1, 64)
+        self.layer1 = build(1, spec.width)
         self.layer2 = build(2, spec.channels(1)) if stages > 1 else None
         self.layer3 = build(3, spec.channels(2)) if stages > 2 else None
         self.layer4 = build(4, spec.channels(3)) if stages > 3 else None

@@ -65,7 +65,7 @@ class ESCDRKD(nn.Module):
         self.projections = nn.ModuleList(FeatureProjection(spec.channels(level)) for level in range(4 - skips, 4))
         self.refine: Optional[nn.Sequential] = None  # noqa: UP045
         if skips == 3:
-            self.refine = residual_stage(spec.block, spec.channels(1), 64, 1, 1, spec.width_per_group)
+            self.refine = residual_stage(spec.block, spec.channels(1), spec.width, 1, 1, spec.width_per_group)
             init_convolutions(self.refine)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 

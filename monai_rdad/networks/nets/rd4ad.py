@@ -24,8 +24,9 @@ def build_student(encoder: str) -> tuple[OneClassBottleneck, MirroredDecoder]:
     Args:
         encoder: one of :data:`~monai_rdad.networks.encoders.resnet.RESNETS`.
     """
-    block, layers, width = RESNETS[encoder]
-    return OneClassBottleneck(block, layers[3], width), MirroredDecoder(block, (layers[0], layers[1], layers[2]), width)
+    block, layers, *widths = RESNETS[encoder]
+    student = MirroredDecoder(block, layers[:3], *widths)
+    return OneClassBottleneck(block, layers[3], *widths), student
 
 
 class RD4AD(nn.Module):
@@ -33,7 +34,7 @@ class RD4AD(nn.Module):
 
     Args:
         encoder: teacher, one of :data:`~monai_rdad.networks.encoders.resnet.RESNETS`.
-        weights: of the teacher: "imagenet", a path, or "none" for random weights, see
+        weights: of the teacher: "embedded", "imagenet", a path, or "none" for random weights, see
             :func:`~monai_rdad.networks.encoders.weights.load_encoder_weights`.
         precision: "auto", "bf16" or "fp32", see :func:`~monai_rdad.networks.precision.mixed_precision`.
     """
