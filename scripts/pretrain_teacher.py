@@ -4,11 +4,12 @@ r"""Trains a teacher on procedural images: stages 1 to 3 of a ResNet-18, no data
     python scripts/pretrain_teacher.py --out teacher --epochs 30 --cool 8
     python scripts/pretrain_teacher.py --out mine --objectives contrast --manifest /data/mine/manifest.json --epochs 30
 
-An epoch's pictures are a function of seed and epoch, rendered when it starts and shown ``--repeats`` times, turned,
-mirrored and acquired anew. A training that was stopped goes on where its last epoch ended, with the same result; more
-``--epochs`` continue one that had ended. After every epoch the folder holds ``checkpoint.pt`` and the moving average of
-the encoder's weights, ``teacher.safetensors``, in half precision with the settings as metadata, to be given to
-a bundle as ``--weights``. The learning rate rises, stays, and, with ``--cool N``, falls to 0 over the last N epochs.
+An epoch's pictures are a function of seed, epoch and kind of device, rendered when it starts and shown ``--repeats``
+times, turned, mirrored and acquired anew. A training that was stopped goes on where its last epoch ended, with the same
+result; more ``--epochs`` continue one that had ended. After every epoch the folder holds ``checkpoint.pt`` and the
+moving average of the encoder's weights, ``teacher.safetensors``, in half precision with the settings as metadata, to be
+given to a bundle as ``--weights``. The learning rate rises, stays, and, with ``--cool N``, falls to 0 over the last N
+epochs.
 
 Objectives, summed: ``dense``, the class of the texture at a position, at all three stages; ``corrupt``, where a part
 was replaced, likewise; ``classify``, the class of a picture's composition; ``contrast``, which two acquisitions are of
@@ -38,7 +39,7 @@ from torch.nn.functional import (
     normalize,
 )
 
-from monai_rdad.data import load_manifest
+from monai_rdad.data import load_manifest, manifest_title
 from monai_rdad.data.synthetic_scenes import IGNORED, TextureScenes, acquire, corrupt
 from monai_rdad.data.synthetic_textures import seeded
 from monai_rdad.handlers.mlflow import git_commit
@@ -122,7 +123,8 @@ class Pretraining(nn.Module):
             )
         if "contrast" in self.heads:
             z = normalize(self.heads["contrast"](maps[2].mean((2, 3))).float(), dim=1)
-            near = (z @ z.T / 0.15).fill_diagonal_(-1e4)
+            with torch.autocast(z.device.type, enabled=False):  # bfloat16 would round the logits to steps of 0.03
+                near = (z @ z.T / 0.15).fill_diagonal_(-1e4)
             losses["contrast"] = cross_entropy(near, torch.arange(len(z), device=z.device).roll(len(z) // 2))
         return losses
 
@@ -165,11 +167,20 @@ def dihedral(x: Tensor, which: int) -> Tensor:
 
 
 def normal_images(manifest: Path, size: int) -> Tensor:
-    """Training images of a data set as bytes (N, 3, size, size), prepared as the bundles do."""
+    """Training images of a data set, no volumes, as bytes (N, 3, size, size), prepared as the bundles do.
+
+    Raises:
+        ValueError: an item is a volume.
+    """
     steps = [ReadImaged("image", channels=3), NormalizeByPresetd("image", preset="auto")]
     chain = Compose([*steps, ResizeInPlaned("image", size=size), QuantizeIntensityd("image")])
     items = load_manifest(manifest, required=("training",))["training"]
-    return torch.stack([torch.as_tensor(dict(chain({"image": item["image"]}))["image"]) for item in items])
+    images = []
+    for item in items:
+        images.append(torch.as_tensor(dict(chain({"image": item["image"]}))["image"]))
+        if images[-1].ndim != 3:
+            raise ValueError(f"{item['image']} is a volume: give its slices as images.")
+    return torch.stack(images)
 
 
 def rendered(args: argparse.Namespace, scenes: TextureScenes, epoch: int) -> tuple[Tensor, list[Tensor], Tensor]:
@@ -232,12 +243,14 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="folder of checkpoint and weights")
     parser.add_argument("--encoder", choices=("resnet18", "resnet18_half"), default="resnet18")
     parser.add_argument("--objectives", nargs="+", choices=OBJECTIVES, default=["dense"])
-    parser.add_argument("--manifest", type=Path, help="learn from the training images of a data set, not from pictures")
-    parser.add_argument("--stage_weights", nargs=3, type=float, default=[0.5, 0.5, 1.0], help="of losses per position")
+    parser.add_argument("--manifest", type=Path, help="learn from the training images of a data set; no pictures then")
+    parser.add_argument(
+        "--stage_weights", nargs=3, type=float, default=[0.5, 0.5, 1.0], help="of losses per position (dense, corrupt)"
+    )
     parser.add_argument("--classes", type=int, default=1024, help="of textures")
     parser.add_argument("--compositions", type=int, default=2048, help="classes of whole pictures, for classify")
-    parser.add_argument("--layers", type=int, default=7, help="leaves per picture; 1: one texture fills it")
-    parser.add_argument("--size", type=int, default=96, help="edge of a picture, a multiple of 16")
+    parser.add_argument("--layers", type=int, default=7, help="leaves per picture (not with classify); 1: one texture")
+    parser.add_argument("--size", type=int, default=96, help="edge of a picture, a multiple of 32")
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--cool", type=int, default=0, help="epochs of falling learning rate at the end")
     parser.add_argument("--pictures", type=int, default=4096, help="rendered per epoch")
@@ -251,8 +264,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--tracking_uri", help="of MLflow; by default a file in --out; none: no tracking")
     args = parser.parse_args()
-    if args.size % STRIDES[-1]:
-        parser.error(f"--size {args.size} is no multiple of {STRIDES[-1]}.")
+    for name in ("classes", "compositions", "layers", "size", "epochs", "pictures", "pool", "repeats", "batch"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name} is {getattr(args, name)}, it must be at least 1.")
+    if args.size % 32 or (args.manifest and args.size < 64):
+        parser.error(f"--size is {args.size}, it must be a multiple of 32, for a data set at least 64.")
     if args.manifest and args.objectives != ["contrast"]:
         parser.error("--manifest has images without labels: choose --objectives contrast.")
     return args
@@ -282,15 +298,22 @@ def main() -> None:
         "average": {k: v.clone() for k, v in net.encoder.state_dict().items()},
         "shown": 0,
     }
+    # what the weights depend on: no folders, which say nothing to others
+    settings = {k: v for k, v in vars(args).items() if k not in ("out", "tracking_uri", "manifest")}
+    settings |= {"data": manifest_title(args.manifest) if args.manifest else None, "commit": git_commit()}
+    fixed = [k for k in settings if k not in ("epochs", "cool", "commit")]
     args.out.mkdir(parents=True, exist_ok=True)
     checkpoint, first, tracked = args.out / "checkpoint.pt", 0, None
     if checkpoint.is_file():
         state = torch.load(checkpoint, map_location=device, weights_only=True)
+        changed = [k for k in fixed if state["settings"].get(k) != settings[k]]
+        if changed:
+            was = ", ".join(f"{k} {state['settings'].get(k)}, now {settings[k]}" for k in changed)
+            raise SystemExit(f"{checkpoint} was trained with other settings: {was}. Use these, or another --out.")
         net.load_state_dict(state["net"])
         run["optimizer"].load_state_dict(state["optimizer"])
         run |= {"average": state["average"], "shown": state["shown"]}
         first, tracked = state["epoch"] + 1, state.get("tracked")
-    settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()} | {"commit": git_commit()}
     track = args.tracking_uri != "none"
     if track:
         import mlflow
@@ -299,14 +322,15 @@ def main() -> None:
         mlflow.set_experiment("embedded teacher")
         tracked = mlflow.start_run(run_id=tracked, run_name=args.out.name).info.run_id
         # the number of epochs may grow when a run goes on, and MLflow's parameters never change
-        mlflow.log_params({k: v for k, v in settings.items() if k not in ("epochs", "cool", "commit")})
+        mlflow.log_params({k: settings[k] for k in fixed})
         mlflow.set_tags({"epochs": args.epochs, "cool": args.cool, "commit": settings["commit"]})
     for epoch in range(first, args.epochs):
         begin = time.perf_counter()
         losses = train_epoch(args, net, run, source, epoch)
         state = {"net": net.state_dict(), "optimizer": run["optimizer"].state_dict(), "average": run["average"]}
         with atomic_path(checkpoint) as place:
-            torch.save({**state, "epoch": epoch, "shown": run["shown"], "tracked": tracked}, place)
+            extra = {"epoch": epoch, "shown": run["shown"], "tracked": tracked, "settings": settings}
+            torch.save({**state, **extra}, place)
         weights = {k: (v.half() if v.is_floating_point() else v).cpu().contiguous() for k, v in run["average"].items()}
         about = {"settings": json.dumps(settings), "images": str(run["shown"])}
         with atomic_path(args.out / "teacher.safetensors") as place:

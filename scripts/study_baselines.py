@@ -105,7 +105,7 @@ def main() -> None:
     parser.add_argument("--data", nargs="+", default=[], metavar="NAME=FOLDER", help="folders with a manifest.json")
     parser.add_argument("--colour", nargs="*", default=[], metavar="NAME", help="data sets read with 3 channels")
     parser.add_argument("--encoder", default="resnet18")
-    parser.add_argument("--weights", default="none", help="teacher: imagenet, none, or a path")
+    parser.add_argument("--weights", default="none", help="teacher: embedded, imagenet, none, or a path")
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--bank", type=int, default=20000, help="positions kept for the nearest neighbour")
     parser.add_argument("--table", action="store_true", help="print the table of the results and stop")

@@ -309,7 +309,7 @@ def main() -> None:
     parser.add_argument("--data", nargs="+", default=[], metavar="NAME=FOLDER", help="folders with a manifest.json")
     parser.add_argument("--only", nargs="*", default=[], metavar="NAME", help="sets to leave out in turn; default all")
     parser.add_argument("--encoder", default="resnet18")
-    parser.add_argument("--weights", default="none", help="teacher: imagenet, none, or a path")
+    parser.add_argument("--weights", default="none", help="teacher: embedded, imagenet, none, or a path")
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--shots", nargs="+", type=int, default=[2, 4, 8])
     parser.add_argument("--draws", type=int, default=10)

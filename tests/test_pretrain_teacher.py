@@ -6,6 +6,8 @@ import runpy
 import sys
 from pathlib import Path
 
+import nibabel
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -89,6 +91,20 @@ def test_learns_from_the_training_images_of_a_data_set(tmp_path, pretrain, tiny_
     assert not torch.equal(weights["conv1.weight"], pictures["conv1.weight"])
 
 
+def test_a_training_goes_on_with_the_same_settings_only(tmp_path, pretrain):
+    pretrain(tmp_path, "--objectives", "contrast", "--epochs", "1")
+    with pytest.raises(SystemExit, match=r"other settings: size 32, now 64, seed 0, now 7\. Use these, or another"):
+        pretrain(tmp_path, "--objectives", "contrast", "--epochs", "2", "--size", "64", "--seed", "7")
+
+
+def test_volumes_are_refused(tmp_path, pretrain):
+    nibabel.save(nibabel.Nifti1Image(np.random.default_rng(0).random((70, 70, 8)), np.eye(4)), tmp_path / "v.nii.gz")
+    (tmp_path / "m.json").write_text(json.dumps({"training": [{"image": "v.nii.gz", "label": 0}]}))
+    options = ("--objectives", "contrast", "--manifest", str(tmp_path / "m.json"), "--size", "64", "--batch", "1")
+    with pytest.raises(ValueError, match=r"v\.nii\.gz is a volume: give its slices"):
+        pretrain(tmp_path / "out", *options)
+
+
 def test_one_run_in_mlflow_whether_stopped_or_not(tmp_path, pretrain):
     import mlflow
 
@@ -101,7 +117,11 @@ def test_one_run_in_mlflow_whether_stopped_or_not(tmp_path, pretrain):
 
 
 def test_settings_that_do_not_fit_are_refused(tmp_path, pretrain, capsys):
-    for options, message in ((["--size", "40"], "no multiple of 16"), (["--manifest", "m.json"], "without labels")):
+    for options, message in (
+        (["--size", "40"], "multiple of 32"),
+        (["--repeats", "0"], "at least 1"),
+        (["--manifest", "m.json", "--size", "64"], "without labels"),
+    ):
         with pytest.raises(SystemExit):
             pretrain(tmp_path, *options)
         assert message in capsys.readouterr().err

@@ -16,6 +16,7 @@ import yaml
 
 from monai_rdad.apps.bundle import STAGES, find_bundle, open_bundle
 from monai_rdad.metrics import IMAGE_METRICS, PIXEL_METRICS
+from monai_rdad.networks.encoders import find_embedded_weights
 from monai_rdad.utils import file_sha256
 
 __all__ = ["DataSet", "Method", "Plan", "Run", "check_plan", "evaluation_settings", "read_plan", "training_settings"]
@@ -101,11 +102,11 @@ class Run:
     def identity(self) -> dict[str, Any]:
         """All that its result depends on, apart from the code."""
         files = {Path(file).name: _text_sha256(self.method.bundle, file) for file in self.method.config_files}
-        settings = {key: value for key, value in self.settings.items() if key not in NEUTRAL}
+        settings = {"weights": _bundle_file(self.method, "train")["weights"]} | self.settings  # its default has changed
         identity = {
             "bundle": self.method.bundle.resolve().name,
             "config_files": files,
-            "settings": settings,
+            "settings": {key: value for key, value in settings.items() if key not in NEUTRAL},
             "seed": self.seed,
             "manifest_sha256": self.data.sha256,
         }
@@ -259,18 +260,15 @@ def check_plan(plan: Plan) -> dict[str, dict[str, int]]:
                 f"methods: {method.name}: a few-shot method is trained on several data sets and judged with supports "
                 "of another, which a benchmark does not do. See scripts/study_fewshot.py."
             )
-    checked = set()
-    for run in plan.runs():
-        if (run.method.name, run.data.name) in checked:
-            continue
-        checked.add((run.method.name, run.data.name))
+    for run in {(run.method.name, run.data.name): run for run in plan.runs()}.values():
         where = f"{run.method.name} on {run.data.name}"
         try:
-            open_bundle(run.method.bundle, "train", training_settings(run), run.method.config_files)
+            parser = open_bundle(run.method.bundle, "train", training_settings(run), run.method.config_files).parser
             open_bundle(run.method.bundle, "evaluate", run.settings, run.method.config_files)
+            if (weights := str(parser["weights"])) == "embedded":
+                find_embedded_weights(str(parser["encoder"]))
         except (ValueError, OSError) as error:
             raise type(error)(f"{where}: {error}") from error
-        weights = str(run.settings.get("weights", "none"))
         if Path(weights).suffix and weights[0] not in "$@" and not Path(weights).expanduser().is_file():
             raise FileNotFoundError(f"{where}: there is no weights file {weights}.")
     counts = {}

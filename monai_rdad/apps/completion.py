@@ -50,7 +50,7 @@ def completion_script(shell: str) -> str:
 
     from monai_rdad.apps.cli import build_parser
 
-    methods, weights = " ".join(method_names()), "none imagenet dinov2"
+    methods, weights = " ".join(method_names()), "embedded imagenet dinov2 none"
     words = {
         # in bash names and paths; the others take one of both
         "METHOD": {

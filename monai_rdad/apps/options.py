@@ -95,7 +95,9 @@ def add_out_option(parser: argparse.ArgumentParser, results: str = "") -> None:
 def add_training_options(parser: argparse.ArgumentParser) -> None:
     """What a training depends on."""
     group = parser.add_argument_group("training (defaults: the bundle's configuration)")
-    group.add_argument("--weights", metavar="WEIGHTS", help="of the teacher: none, imagenet, dinov2 (dnp) or a file")
+    group.add_argument(
+        "--weights", metavar="WEIGHTS", help="of the teacher: embedded, imagenet, dinov2 (dnp), none or a file"
+    )
     group.add_argument("--encoder", metavar="NAME", help="the teacher, for instance resnet18 or wide_resnet50_2")
     group.add_argument("--channels", type=int, choices=(1, 3), help="grey or colour")
     group.add_argument("--image-size", type=positive, metavar="N", help="edge in pixels that images are resized to")

@@ -288,7 +288,7 @@ def corrupt(image: Tensor, g: torch.Generator) -> tuple[Tensor, Tensor]:
 
 
 def acquire(image: Tensor, g: torch.Generator, strength: float = 1.0) -> Tensor:
-    """Effects of an acquisition: bias field, gamma, blur, noise, speckle, field of view.
+    """Effects of an acquisition: bias field, gamma, blur, noise, speckle, gain and offset.
 
     Args:
         image: (B, 3, H, W) in [0, 1].

@@ -225,7 +225,7 @@ class Textures:
         out = torch.empty(len(c), self.edge, self.edge, device=self.device)
         for kind, make in enumerate(makers):
             at = (self.kind[c] == kind).nonzero()[:, 0]
-            for part in at.split(128):
+            for part in at.split(128) if len(at) else ():  # an empty tensor has one part, which FFTs refuse
                 out[part] = make(c[part], g)
         b = len(c)
         warp = torch.stack([smooth_field(g, b, 2, cells, self.edge) for cells in (2, 5)])

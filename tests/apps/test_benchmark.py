@@ -117,6 +117,7 @@ def test_form_is_checked(changes, message, tiny_set, tmp_path):
     [
         ({"methods": {"rd4ad": {"settings": {"max_epoch": 3}}}}, r"rd4ad on head: .*'max_epoch'.*'max_epochs'"),
         ({"methods": {"rd4ad": {"settings": {"weights": "no/such.safetensors"}}}}, r"no weights file no/such"),
+        ({"methods": {"rd4ad": {"settings": {"encoder": "resnet50"}}}}, r"rd4ad on head: No weights are embedded"),
         ({"methods": {"rd4ad": {"config_files": ["papers.yaml"]}}}, r"no configuration file papers.yaml"),
         ({"methods": {"d24fad": {}}}, r"few-shot method"),
         ({"data": {"gone": {"dataset_dir": "/no/such/folder"}}}, r"/no/such/folder"),
@@ -142,6 +143,16 @@ def test_example_can_run():
     plan = read_plan(ROOT / "benchmarks" / "phantoms.yaml")
     counts = check_plan(plan)
     assert plan.name == "phantoms" and len(plan.runs()) == 18 and set(counts) == {"head", "ultrasound", "histology"}
+
+
+def test_the_weights_are_part_of_a_run_also_where_they_are_the_default(tiny_set, tmp_path):
+    """Else a finished run would count as done after the bundle's default has changed."""
+    (run, *_) = read_plan(write_plan(tmp_path, tiny_set, settings={})).runs()
+    assert run.identity["settings"]["weights"] == "embedded"
+    run.folder.mkdir(parents=True)
+    before = run.identity | {"settings": {**run.identity["settings"], "weights": "none"}}
+    (run.folder / "run.json").write_text(json.dumps({"identity": before}))
+    assert run.state() == "changed" and run.changes() == ["weights: none before, now embedded"]
 
 
 def test_yaml_traps(tiny_set, tmp_path):

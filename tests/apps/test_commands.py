@@ -254,6 +254,7 @@ def test_bash_completes_commands_methods_options_and_paths(tmp_path):
         "train ./im": ["./images"],
         "train scrd --im": ["--image-size"],
         "train scrd --on-error ''": ["raise", "skip"],
+        "train scrd --weights em": ["embedded"],
         "train scrd --weights im": ["image.png", "imagenet", "images"],
         "train scrd --data im": ["images"],
         "predict scrd im": ["image.png", "images"],

@@ -54,6 +54,12 @@ def test_every_kind_of_texture_is_standardised_and_varies_from_draw_to_draw(scen
     assert np.median(np.abs(alike)) < 0.2
 
 
+@pytest.mark.parametrize("kind", range(len(KINDS)))
+def test_any_class_can_be_sampled_alone(scenes, kind):
+    c = (scenes.textures.kind == kind).nonzero()[:1, 0]
+    assert scenes.textures.sample(c, seeded(0)).std() == pytest.approx(1, abs=0.2)
+
+
 def test_two_draws_of_a_class_have_alike_spectra_and_histograms():
     """A classifier that knows nothing of the generator finds the class of a second draw among 48."""
 

@@ -6,7 +6,13 @@ from __future__ import annotations
 from .resnet import RESNETS, FrozenEncoder, ResNetEncoder
 from .tokens import TokenResNet
 from .vit import VITS, ViTEncoder
-from .weights import find_dinov2_weights, find_imagenet_weights, load_encoder_weights, read_weights
+from .weights import (
+    find_dinov2_weights,
+    find_embedded_weights,
+    find_imagenet_weights,
+    load_encoder_weights,
+    read_weights,
+)
 
 __all__ = [
     "RESNETS",
@@ -16,6 +22,7 @@ __all__ = [
     "TokenResNet",
     "ViTEncoder",
     "find_dinov2_weights",
+    "find_embedded_weights",
     "find_imagenet_weights",
     "load_encoder_weights",
     "read_weights",

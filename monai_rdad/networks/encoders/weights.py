@@ -12,7 +12,16 @@ from torch import Tensor, nn
 
 from monai_rdad.utils import file_sha256
 
-__all__ = ["DINOV2", "IMAGENET", "find_dinov2_weights", "find_imagenet_weights", "load_encoder_weights", "read_weights"]
+__all__ = [
+    "DINOV2",
+    "EMBEDDED",
+    "IMAGENET",
+    "find_dinov2_weights",
+    "find_embedded_weights",
+    "find_imagenet_weights",
+    "load_encoder_weights",
+    "read_weights",
+]
 
 # torchvision's files (BSD-3-Clause), ImageNet-1k, "IMAGENET1K_V1": the ones that the methods were published with.
 # SHA-256, in full or, where only that is published, the leading digits that torchvision puts into the file's name.
@@ -34,14 +43,41 @@ DINOV2: dict[str, tuple[str, str]] = {
     ),
 }
 
+# Ours (Apache-2.0), beside this file: stages 1 to 3, trained on procedural images alone (docs/embedded_teacher.md).
+EMBEDDED: dict[str, tuple[str, str]] = {
+    "resnet18": ("resnet18_procedural.safetensors", "5f4ff61f049f0b9b64be6c1c02c5f40c54e7e2c236dabf648c0189bf456b4c25"),
+}
 
-def _check_hash(path: Path, sha256: str) -> None:
+
+def _check_hash(path: Path, sha256: str, remedy: str = "delete it and fetch it again") -> None:
     actual = file_sha256(path)
     if not actual.startswith(sha256):
         raise ValueError(
             f"Weights file {path} has SHA-256 {actual}, expected {sha256}{'...' if len(sha256) < 64 else ''}. "
-            "The download is damaged or the file is another one: delete it and fetch it again."
+            f"It is damaged or another one: {remedy}."
         )
+
+
+def find_embedded_weights(encoder: str) -> Path:
+    """Path of the weights that the package brings for an encoder: no download, stages 1 to 3.
+
+    Args:
+        encoder: one of :data:`EMBEDDED`.
+
+    Raises:
+        FileNotFoundError, ValueError: unknown encoder, or a file that is missing or has the wrong hash.
+    """
+    if encoder not in EMBEDDED:
+        raise ValueError(
+            f"No weights are embedded for encoder '{encoder}', only for: {', '.join(EMBEDDED)}. Choose `--weights "
+            "imagenet` (a download), a path, or `--weights none`."
+        )
+    name, sha256 = EMBEDDED[encoder]
+    path = Path(__file__).with_name(name)
+    if not path.is_file():
+        raise FileNotFoundError(f"The embedded weights {path} are missing: install the package again.")
+    _check_hash(path, sha256, "install the package again")
+    return path
 
 
 def find_imagenet_weights(encoder: str) -> Path:
@@ -87,7 +123,7 @@ def _find(base_url: str, name: str, sha256: str, what: str) -> Path:
         raise RuntimeError(
             f"Cannot download the {what} ({error}). Without a network, fetch {base_url}{name} "
             f"(SHA-256 {sha256}{'...' if len(sha256) < 64 else ''}) elsewhere and put it into {hub} or into the folder "
-            "named by MONAI_RDAD_WEIGHTS; or choose `--weights none` or a path."
+            "named by MONAI_RDAD_WEIGHTS; or choose a path or, for resnet18, `--weights embedded`."
         ) from error
     return hub / name
 
@@ -107,7 +143,7 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     file = Path(path)
     if not file.is_file():
         raise FileNotFoundError(
-            f"Weights '{path}' are neither a known name (imagenet, dinov2, none) nor an existing file. "
+            f"Weights '{path}' are neither a known name (embedded, imagenet, dinov2, none) nor an existing file. "
             "Check the spelling."
         )
     if match := re.search(r"-([0-9a-f]{8,64})$", file.stem):
@@ -135,9 +171,9 @@ def load_encoder_weights(module: nn.Module, encoder: str, weights: str) -> None:
 
     Args:
         module: the encoder.
-        encoder: its name, used by "imagenet" and "dinov2".
-        weights: "imagenet" (torchvision's files) or "dinov2" (Meta's), both by URL and SHA-256, "none" (keep the random
-            ones) or a path.
+        encoder: its name, used by the names below.
+        weights: "embedded" (the package's own), "imagenet" (torchvision's files) or "dinov2" (Meta's), both by URL and
+            SHA-256, "none" (keep the random ones) or a path.
 
     Raises:
         FileNotFoundError, RuntimeError, ValueError: as :func:`find_imagenet_weights` and :func:`read_weights`, and if a
@@ -145,7 +181,7 @@ def load_encoder_weights(module: nn.Module, encoder: str, weights: str) -> None:
     """
     if weights == "none":
         return
-    known = {"imagenet": find_imagenet_weights, "dinov2": find_dinov2_weights}
+    known = {"embedded": find_embedded_weights, "imagenet": find_imagenet_weights, "dinov2": find_dinov2_weights}
     path = known[weights](encoder) if weights in known else Path(weights)
     state = read_weights(path)
     own = module.state_dict()
@@ -156,7 +192,7 @@ def load_encoder_weights(module: nn.Module, encoder: str, weights: str) -> None:
         raise ValueError(
             f"Weights file {path} does not fit encoder '{encoder}': it {what} "
             f"({len(missing) + len(shapes)} such tensors). Choose the file of this encoder, or settings that need "
-            "no more than the file holds."
+            "no more than the file holds; the fourth stage is in ImageNet's weights (`--weights imagenet`)."
         )
     # num_batches_tracked plays no part in eval mode and is missing in older files
     module.load_state_dict({k: state.get(k, v) for k, v in own.items()})

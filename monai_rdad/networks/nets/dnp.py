@@ -61,7 +61,7 @@ class DNP(nn.Module):
     Args:
         encoder: one of :data:`~monai_rdad.networks.encoders.vit.VITS` or
             :data:`~monai_rdad.networks.encoders.resnet.RESNETS`.
-        weights: of the encoder: "dinov2", "imagenet", a path, or "none" for random weights, see
+        weights: of the encoder: "embedded", "dinov2", "imagenet", a path, or "none" for random weights, see
             :func:`~monai_rdad.networks.encoders.weights.load_encoder_weights`.
         encoder_mode: "momentum": the encoder is trained, the teacher follows as its moving average; "trainable": the
             target is the trained encoder itself, without gradient; "frozen": teacher and encoder are one that never
