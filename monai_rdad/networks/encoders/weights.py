@@ -45,7 +45,7 @@ DINOV2: dict[str, tuple[str, str]] = {
 
 # Ours (Apache-2.0), beside this file: stages 1 to 3, trained on procedural images alone (docs/embedded_teacher.md).
 EMBEDDED: dict[str, tuple[str, str]] = {
-    "resnet18": ("resnet18_procedural.safetensors", "5f4ff61f049f0b9b64be6c1c02c5f40c54e7e2c236dabf648c0189bf456b4c25"),
+    "resnet18": ("resnet18_procedural.safetensors", "4a3e69f7d9796a83fb9aef6180860070eb69fb005cc3bcbfe952b77e7a9183fc"),
 }
 
 
