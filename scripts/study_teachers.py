@@ -115,11 +115,15 @@ def head(*cells: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", metavar="NAME=FOLDER", help="none and imagenet are two of the names")
-    arguments = parser.parse_args().folders
+    parser.add_argument("--data", nargs="+", help="data sets to compare; default: all")
+    parsed = parser.parse_args()
+    arguments = parsed.folders
     folders = dict(part.split("=", 1) for part in arguments if "=" in part)
     if len(folders) < len(arguments) or not {"none", "imagenet"} <= set(folders):
         parser.error("give NAME=FOLDER, each name once, among them none=FOLDER and imagenet=FOLDER.")
     found = {teacher: read(Path(folder)) for teacher, folder in folders.items()}
+    if parsed.data:
+        found = {t: {key: runs for key, runs in of.items() if key[1] in parsed.data} for t, of in found.items()}
     keys, seeds = comparable(found)
     teachers = list(folders)
     rng = np.random.default_rng(0)
