@@ -274,6 +274,32 @@ def arguments() -> argparse.Namespace:
     return args
 
 
+def start_tracking(
+    args: argparse.Namespace, fixed: dict[str, Any], commit: str, run: str | None
+) -> tuple[Any, str | None]:
+    """MLflow's client and the run's id, that of ``run`` if there is one; None twice if tracking is off."""
+    if args.tracking_uri == "none":
+        return None, None
+    # No global settings of MLflow: they would reach others in this process, through the environment too.
+    from mlflow import MlflowClient
+
+    client = MlflowClient(args.tracking_uri or path_to_sqlite_uri(args.out / "mlruns.db"))
+    found = client.get_experiment_by_name("embedded teacher")
+    experiment = found.experiment_id if found else client.create_experiment("embedded teacher")
+    if run is None:
+        run = client.create_run(experiment, run_name=args.out.name).info.run_id
+        for name, value in fixed.items():
+            client.log_param(run, name, value)
+    client.update_run(run, status="RUNNING")
+    for name, value in (
+        ("epochs", args.epochs),
+        ("cool", args.cool),
+        ("commit", commit),
+    ):  # may differ in a resumed run
+        client.set_tag(run, name, value)
+    return client, run
+
+
 def main() -> None:
     args = arguments()
     device = torch.device(args.device)
@@ -314,16 +340,7 @@ def main() -> None:
         run["optimizer"].load_state_dict(state["optimizer"])
         run |= {"average": state["average"], "shown": state["shown"]}
         first, tracked = state["epoch"] + 1, state.get("tracked")
-    track = args.tracking_uri != "none"
-    if track:
-        import mlflow
-
-        mlflow.set_tracking_uri(args.tracking_uri or path_to_sqlite_uri(args.out / "mlruns.db"))
-        mlflow.set_experiment("embedded teacher")
-        tracked = mlflow.start_run(run_id=tracked, run_name=args.out.name).info.run_id
-        # the number of epochs may grow when a run goes on, and MLflow's parameters never change
-        mlflow.log_params({k: settings[k] for k in fixed})
-        mlflow.set_tags({"epochs": args.epochs, "cool": args.cool, "commit": settings["commit"]})
+    client, tracked = start_tracking(args, {k: settings[k] for k in fixed}, str(settings["commit"]), tracked)
     for epoch in range(first, args.epochs):
         begin = time.perf_counter()
         losses = train_epoch(args, net, run, source, epoch)
@@ -337,10 +354,10 @@ def main() -> None:
             save_file(weights, place, about)
         row = {"epoch": epoch, "images": run["shown"], "seconds": round(time.perf_counter() - begin, 1), **losses}
         print(json.dumps(row), flush=True)
-        if track:
-            mlflow.log_metrics({k: float(v) for k, v in row.items() if k != "epoch"}, step=epoch)
-    if track:
-        mlflow.end_run()
+        for name, value in row.items() if client else ():
+            client.log_metric(tracked, name, float(value), step=epoch)
+    if client:
+        client.set_terminated(tracked)
 
 
 if __name__ == "__main__":

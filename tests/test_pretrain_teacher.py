@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import os
 import runpy
 import sys
 from pathlib import Path
@@ -105,12 +106,14 @@ def test_volumes_are_refused(tmp_path, pretrain):
         pretrain(tmp_path / "out", *options)
 
 
-def test_one_run_in_mlflow_whether_stopped_or_not(tmp_path, pretrain):
+def test_one_run_in_mlflow_whether_stopped_or_not(tmp_path, pretrain, monkeypatch):
     import mlflow
 
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     uri = f"sqlite:///{tmp_path}/mlruns.db"
     for epochs in ("1", "2"):
         pretrain(tmp_path / "out", "--objectives", "dense", "--epochs", epochs, tracking=uri)
+    assert "MLFLOW_TRACKING_URI" not in os.environ  # which would send other trainings there
     (run,) = mlflow.MlflowClient(uri).search_runs(["1"])
     assert run.data.params["classes"] == "8" and run.data.metrics["images"] == 128
     assert [m.step for m in mlflow.MlflowClient(uri).get_metric_history(run.info.run_id, "dense")] == [0, 1]
