@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import affine_grid, avg_pool2d, grid_sample, one_hot, pad
 
-from monai_rdad.data.synthetic_textures import Textures, log_uniform, seeded, smooth_field, uniform
+from monai_rdad.data.synthetic_textures import Textures, log_uniform, pixel_grid, seeded, smooth_field, uniform
 
 __all__ = ["IGNORED", "Scenes", "TextureScenes", "acquire", "corrupt"]
 
@@ -79,8 +79,7 @@ class TextureScenes:
         self.textures = Textures(classes, size * 3 // 2, seed, device)
         self._epoch = -1
         self._rendered = self._classes = torch.empty(0)
-        axis = (torch.arange(size, device=self.device) + 0.5) / size * 2 - 1
-        self.y, self.x = torch.meshgrid(axis, axis, indexing="ij")
+        self.y, self.x = pixel_grid(size, self.device)
         # of the compositions: two textures, and number, shape, edge and colour of the leaves
         g, n = seeded(seed, 7, device=self.device), compositions
         skins = torch.randint(classes, (n,), generator=g, device=self.device)
@@ -273,8 +272,7 @@ def corrupt(image: Tensor, g: torch.Generator) -> tuple[Tensor, Tensor]:
         The pictures and where they were changed, 0 to 1 (B, 1, H, W).
     """
     b, n = len(image), image.shape[-1]
-    axis = (torch.arange(n, device=g.device) + 0.5) / n * 2 - 1
-    y, x = torch.meshgrid(axis, axis, indexing="ij")
+    y, x = pixel_grid(n, g.device)
     shift = smooth_field(g, b, 2, 4, n) * 0.06
     mask = torch.sigmoid(leaf_outlines(g, b, x + shift[:, 0], y + shift[:, 1]) * n / 3)[:, None]
     mask = mask * (uniform(g, b, 1, 1, 1) < 0.5)

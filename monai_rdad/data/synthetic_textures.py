@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, grid_sample, interpolate
 
-__all__ = ["KINDS", "Textures", "log_uniform", "seeded", "smooth_field", "standardise", "uniform"]
+__all__ = ["KINDS", "Textures", "log_uniform", "pixel_grid", "seeded", "smooth_field", "standardise", "uniform"]
 
 KINDS = ("spectral", "layered", "cells", "waves", "fractal")
 FRACTAL_POINTS = 2048
@@ -42,6 +42,13 @@ def smooth_field(g: torch.Generator, batch: int, channels: int, cells: int, size
     """Smooth random fields (batch, channels, size, size), about unit variance, ``cells`` features across."""
     coarse = torch.randn(batch, channels, cells + 2, cells + 2, generator=g, device=g.device)
     return interpolate(coarse, size=(size, size), mode="bicubic", align_corners=True)
+
+
+def pixel_grid(edge: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Rows and columns of a square's pixel centres, the square being -1 to 1, each (edge, edge)."""
+    axis = (torch.arange(edge, device=device) + 0.5) / edge * 2 - 1
+    y, x = torch.meshgrid(axis, axis, indexing="ij")
+    return y, x
 
 
 def standardise(x: Tensor) -> Tensor:
@@ -97,8 +104,7 @@ class Textures:
         self.maps = torch.cat(
             [maps[..., :4] / norm * uniform(g, classes, 4, 1, low=0.35, high=0.85), maps[..., 4:]], -1
         )
-        axis = (torch.arange(self.edge, device=self.device) + 0.5) / self.edge * 2 - 1
-        self.y, self.x = torch.meshgrid(axis, axis, indexing="ij")
+        self.y, self.x = pixel_grid(self.edge, self.device)
 
     def _spectral(self, c: Tensor, field: int, g: torch.Generator) -> Tensor:
         """Random phase under the class's spectral envelope, with a little jitter of angle and scale (B, E, E)."""
