@@ -102,7 +102,7 @@ class Run:
     def identity(self) -> dict[str, Any]:
         """All that its result depends on, apart from the code."""
         files = {Path(file).name: _text_sha256(self.method.bundle, file) for file in self.method.config_files}
-        settings = {"weights": _bundle_file(self.method, "train")["weights"]} | self.settings  # its default has changed
+        settings = {"weights": _bundle_file(self.method, "train").get("weights")} | self.settings  # also a default
         identity = {
             "bundle": self.method.bundle.resolve().name,
             "config_files": files,
@@ -265,8 +265,8 @@ def check_plan(plan: Plan) -> dict[str, dict[str, int]]:
         try:
             parser = open_bundle(run.method.bundle, "train", training_settings(run), run.method.config_files).parser
             open_bundle(run.method.bundle, "evaluate", run.settings, run.method.config_files)
-            if (weights := str(parser["weights"])) == "embedded":
-                find_embedded_weights(str(parser["encoder"]))
+            if (weights := str(parser.get("weights"))) == "embedded":
+                find_embedded_weights(str(parser.get("encoder")))
         except (ValueError, OSError) as error:
             raise type(error)(f"{where}: {error}") from error
         if Path(weights).suffix and weights[0] not in "$@" and not Path(weights).expanduser().is_file():

@@ -20,7 +20,7 @@ from PIL import Image
 
 from monai_rdad.apps import cli
 from monai_rdad.apps.benchmark import run_benchmark
-from monai_rdad.apps.benchmark_plan import Plan, check_plan, read_plan
+from monai_rdad.apps.benchmark_plan import DataSet, Method, Plan, Run, check_plan, read_plan
 from monai_rdad.apps.benchmark_tables import write_tables
 from monai_rdad.apps.benchmark_worker import Context, execute
 from monai_rdad.data.phantoms import phantom_slice
@@ -153,6 +153,14 @@ def test_the_weights_are_part_of_a_run_also_where_they_are_the_default(tiny_set,
     before = run.identity | {"settings": {**run.identity["settings"], "weights": "none"}}
     (run.folder / "run.json").write_text(json.dumps({"identity": before}))
     assert run.state() == "changed" and run.changes() == ["weights: none before, now embedded"]
+
+
+def test_a_bundle_of_ones_own_needs_no_setting_for_weights(tmp_path):
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "train.yaml").write_text("lr: 0.1\n")
+    data = DataSet("head", tmp_path, tmp_path / "manifest.json", None, {})
+    run = Run(Method("own", tmp_path, {}), data, 0, tmp_path / "run", {"lr": 0.2})
+    assert run.identity["settings"] == {"weights": None, "lr": 0.2}
 
 
 def test_yaml_traps(tiny_set, tmp_path):
